@@ -1,0 +1,1 @@
+"""tune_ext: search algorithms and schedulers for Ray Tune."""

@@ -1,0 +1,45 @@
+"""The exceptions that tune_ext raises on purpose.
+
+Every one of them is a `TuneExtError`, and at the same time the built-in exception that
+a caller would expect (`ValueError`, `TypeError`, …), so that code which knows nothing
+of this package can still catch them.
+
+>>> from tune_ext.errors import InvalidValueError
+>>> issubclass(InvalidValueError, ValueError)
+True
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DataNotFoundError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MissingDependencyError",
+    "StateError",
+    "TuneExtError",
+]
+
+
+class TuneExtError(Exception):
+    """Base class of every exception that this package raises on purpose."""
+
+
+class InvalidValueError(TuneExtError, ValueError):
+    """An argument has a value that cannot work; the message names it and the fix."""
+
+
+class InvalidTypeError(TuneExtError, TypeError):
+    """An argument has a type that cannot work; the message names it and the fix."""
+
+
+class StateError(TuneExtError, ValueError):
+    """A saved state is damaged, of an unknown version, or of something else."""
+
+
+class DataNotFoundError(TuneExtError, FileNotFoundError, ValueError):
+    """A data set is not where it was looked for; the message says how to get it."""
+
+
+class MissingDependencyError(TuneExtError, ImportError):
+    """An optional dependency is not installed; the message says what to install."""
