@@ -1,1 +1,53 @@
-"""TODO"""
+"""What the methods are compared on: real data, a network, an optimiser, a space.
+
+>>> from tune_ext.benchmark import tasks
+>>> tasks.names()
+['digits-cnn', 'fashion-mnist-resnet']
+>>> task = tasks.create("digits-cnn", optimizer="sgd", parameters=["lr"])
+>>> task.default_config
+{'lr': 0.001, 'weight_decay': 0.0}
+>>> tasks.create(task.name, **task.options).options == task.options
+True
+
+Creating a task is cheap; torch and the data are loaded by its first run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from tune_ext.benchmark.tasks._base import Task, TaskRun
+from tune_ext.benchmark.tasks.digits import DigitsCNN
+from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
+from tune_ext.errors import InvalidValueError
+
+__all__ = ["DigitsCNN", "FashionMNISTResNet", "Task", "TaskRun", "create", "names"]
+
+_TASKS: dict[str, type[Task]] = {task.name: task for task in (DigitsCNN, FashionMNISTResNet)}
+
+
+def names() -> list[str]:
+    """The names of all tasks, in alphabetical order."""
+    return sorted(_TASKS)
+
+
+def create(name: str, **options: Any) -> Task:
+    """Build a task from its name and options.
+
+    Args:
+        name: One of `names()`.
+        **options: Arguments of the task's class.
+
+    Raises:
+        InvalidValueError: There is no such task or option; the message lists those there are.
+    """
+    if name not in _TASKS:
+        raise InvalidValueError(f"there is no task {name!r}; choose from {', '.join(names())}")
+    known = [option for option in inspect.signature(_TASKS[name]).parameters]
+    for option in options:
+        if option not in known:
+            raise InvalidValueError(
+                f"task {name!r} has no option {option!r}; it has {', '.join(known)}"
+            )
+    return _TASKS[name](**options)

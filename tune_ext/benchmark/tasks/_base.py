@@ -1,0 +1,97 @@
+"""What a tuning task is: the contract between the tasks and whoever runs them.
+
+A `Task` is a description that is cheap to build and to send to another process (by its
+name and options); it loads its data when the first run starts. A `TaskRun` is one
+training run in progress. Neither knows anything of Ray.
+
+State rules:
+
+* The data split, the initial weights and the order of the batches derive from the seed
+  alone, so seed s means the same to every method that is compared (paired seeds).
+* Training and choosing see training and validation data; `TaskRun.test` is the only
+  access to test data.
+* Divergence is a result, not an error: a run whose loss is no longer finite reports
+  NaN and `diverged=True`, and does no more work.
+* `load_state_dict(state_dict())` continues exactly, also in another process.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from ConfigSpace import ConfigurationSpace
+
+__all__ = ["Task", "TaskRun"]
+
+
+@runtime_checkable
+class TaskRun(Protocol):
+    """One training run of a task with one configuration and one seed."""
+
+    epoch: int
+    """How many epochs have been trained."""
+
+    def train_epoch(self) -> dict[str, float | bool]:
+        """Train one more epoch and return its metrics.
+
+        Returns:
+            `train_loss` (mean over the epoch's batches), `validation_loss`,
+            `validation_error` (in [0, 1]), `diverged`, and, where the task measures it,
+            `response`, `response_mean` and `knowledge_gain`. NaN where diverged.
+        """
+        ...
+
+    def test(self) -> dict[str, float]:
+        """Return `test_error` and `test_loss`: the only access to test data."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that this run needs to go on, as tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where the run that wrote `state` stood."""
+        ...
+
+
+class Task(ABC):
+    """What is tuned: data, a network and an optimiser, with the space of its parameters.
+
+    Attributes:
+        name: The name that `tasks.create` knows.
+        description: One line for a listing.
+        metric: What a method that sees validation data minimises or maximises.
+        mode: "min" or "max".
+        max_epochs: The full length of a training run.
+        space: The hyper-parameters that are searched.
+        default_config: The optimiser's own defaults, for every parameter it has.
+        options: JSON-able; `tasks.create(name, **options)` builds an equal task.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    metric: ClassVar[str] = "validation_error"
+    mode: ClassVar[str] = "min"
+    max_epochs: int
+    space: ConfigurationSpace
+    default_config: dict[str, float]
+    options: dict[str, Any]
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """None if the task can run here, else a sentence: what is missing, how to get it."""
+
+    @abstractmethod
+    def start(self, config: Mapping[str, Any], *, seed: int) -> TaskRun:
+        """Start a training run.
+
+        Args:
+            config: Values of the hyper-parameters; those left out have their default.
+            seed: Decides the data split, the initial weights and the order of batches.
+
+        Raises:
+            InvalidValueError: `config` has an unknown name or an impossible value.
+            DataNotFoundError: The data is not on this machine, or is damaged.
+        """

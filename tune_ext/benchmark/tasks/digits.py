@@ -1,0 +1,89 @@
+"""Handwritten digits from scikit-learn's wheel: real images without a download."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tune_ext._random import generator
+from tune_ext.benchmark.tasks._data import Part, Split, stratified
+from tune_ext.benchmark.tasks._image_task import ImageTask
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["DigitsCNN"]
+
+_WIDTHS = (16, 32, 32, 64, 64)
+_STRIDES = (1, 1, 2, 1, 2)
+
+
+@lru_cache(maxsize=4)
+def _digits(seed: int) -> Split:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = data.images[:, None].astype(np.float32)
+    labels = data.target.astype(np.int64)
+    rng = generator(seed, "digits-cnn", "split")
+    parts = stratified(labels, (0.6, 0.2), rng)
+    return Split.scaled(*(Part(images[part], labels[part]) for part in parts))
+
+
+class DigitsCNN(ImageTask):
+    """1,797 handwritten digits of 8×8 pixels, and a network of five convolutions.
+
+    Split by seed, with equal shares of the classes: 60 % training, 20 % validation, 20 %
+    test. An epoch takes about a tenth of a second on one thread.
+
+    Args:
+        optimizer: "adam" or "sgd" (momentum 0.9).
+        epochs: The full length of a run.
+        batch_size: Images in a batch.
+        schedule: "cosine" (per epoch, over `epochs`) or "constant".
+        parameters: What is searched: "lr", "weight_decay" or both.
+        measure_response: Whether runs report the response of the network.
+        device: Where to train.
+    """
+
+    name = "digits-cnn"
+    description = "scikit-learn's 1,797 handwritten digits (8×8), a CNN of five convolutions"
+
+    def __init__(
+        self,
+        *,
+        optimizer: str = "adam",
+        epochs: int = 20,
+        batch_size: int = 64,
+        schedule: str = "cosine",
+        parameters: Sequence[str] = ("lr", "weight_decay"),
+        measure_response: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            schedule=schedule,
+            parameters=parameters,
+            measure_response=measure_response,
+            device=device,
+        )
+
+    def missing(self) -> str | None:
+        """None, unless scikit-learn is not installed."""
+        if importlib.util.find_spec("sklearn") is None:
+            return "scikit-learn is not installed: pip install scikit-learn"
+        return None
+
+    def _split(self, seed: int) -> Split:
+        return _digits(seed)
+
+    def _network(self) -> nn.Module:
+        from tune_ext.benchmark.tasks._networks import plain_cnn
+
+        return plain_cnn(1, 10, _WIDTHS, _STRIDES)
