@@ -1,0 +1,247 @@
+"""What the comparison puts into Ray Tune: a trainable, a searcher, a scheduler, a stopper."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback, Stopper, Trainable
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tune_ext.benchmark.methods import Setup
+from tune_ext.benchmark.study import TaskSpec
+
+__all__ = ["BudgetStopper", "ScreeningScheduler", "StreamSearch", "TaskTrainable", "Watch"]
+
+RESERVED = "tune_ext"
+"""The key under which our searchers send notes with a configuration; not a parameter."""
+
+
+class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyped
+    """A task as a class trainable: one step is one epoch, and a reset costs next to nothing.
+
+    `reset_config` starts a new run in the same process, where torch is imported and the
+    data is loaded, so that with `reuse_actors=True` a trial costs its training. A run that
+    has diverged ends its own trial. `tune.with_parameters` passes the arguments of `setup`.
+    """
+
+    def setup(
+        self, config: dict[str, Any], task: TaskSpec, seed: int, journal: str | None = None
+    ) -> None:
+        """Remember the task, and start the first run.
+
+        Args:
+            config: Ray's configuration of the trial.
+            task: What to train.
+            seed: Of the data split, the weights and the batches.
+            journal: A file that gets one line for every epoch trained, whatever Ray makes
+                of its result: the count that budgets are checked against.
+        """
+        _single_thread()
+        self._task, self._seed, self._journal = task.create(), seed, journal
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        values = {k: v for k, v in config.items() if k != RESERVED}
+        self._run = self._task.start(values, seed=self._seed)
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch."""
+        started = time.perf_counter()
+        metrics = self._run.train_epoch()
+        seconds = time.perf_counter() - started
+        if self._journal is not None:
+            with open(self._journal, "a", encoding="utf-8") as file:
+                file.write(f"{self.trial_id} {self._run.epoch}\n")
+        done = bool(metrics.get("diverged", False))
+        return {**metrics, "epoch": self._run.epoch, "train_seconds": seconds, "done": done}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the run's state."""
+        with Path(checkpoint_dir, "run.pkl").open("wb") as file:
+            pickle.dump(self._run.state_dict(), file)
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Go on where the state was written."""
+        with Path(checkpoint, "run.pkl").open("rb") as file:
+            self._run.load_state_dict(pickle.load(file))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start over with another configuration, in this process."""
+        self._begin(new_config)
+        return True
+
+
+def _single_thread() -> None:
+    import torch
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
+    """Suggests the shared random configurations of a seed, one after another.
+
+    Args:
+        setup: Names the space and the seed.
+        limit: Finish after this many; None goes on without end.
+    """
+
+    def __init__(self, setup: Setup, limit: int | None = None) -> None:
+        super().__init__(metric=setup.task.metric, mode=setup.task.mode)
+        self._stream = setup.configurations()
+        self._suggested = 0
+        self._limit = limit
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next configuration, or `FINISHED`."""
+        if self._suggested == self._limit:
+            finished: str = Searcher.FINISHED
+            return finished
+        self._suggested += 1
+        return next(self._stream)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Random search learns nothing."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write how far the stream was read."""
+        Path(checkpoint_path).write_text(str(self._suggested), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Skip what had been read."""
+        wanted = int(Path(checkpoint_path).read_text(encoding="utf-8"))
+        for _ in itertools.islice(self._stream, wanted - self._suggested):
+            self._suggested += 1
+
+
+class ScreeningScheduler(FIFOScheduler):  # type: ignore[misc] # Ray's classes are untyped
+    """Pauses every trial after its first epoch; then runs the best on, one after another.
+
+    When a trial that was kept ends early, the next best takes its place, so that the whole
+    budget is used. The runner ends trials at the full length and the run at the budget.
+
+    Args:
+        screened: How many trials are screened.
+        metric: What ranks them; NaN, infinite and missing rank last.
+        mode: "min" or "max".
+    """
+
+    supports_buffered_results = False
+
+    def __init__(self, screened: int, metric: str, mode: str) -> None:
+        super().__init__()
+        self._screened = screened
+        self._metric, self._sign = metric, 1.0 if mode == "min" else -1.0
+        self._score: dict[Any, float] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        """Pause after the first epoch, otherwise go on."""
+        if trial in self._score:
+            return str(TrialScheduler.CONTINUE)
+        self._note(trial, result)
+        return str(TrialScheduler.PAUSE)
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
+    ) -> None:
+        """A trial that ended in its first epoch has been screened as well."""
+        self._score.setdefault(trial, math.inf)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A trial that crashed is out."""
+        self._score.setdefault(trial, math.inf)
+
+    def _note(self, trial: Any, result: Mapping[str, Any]) -> None:
+        value = result.get(self._metric)
+        usable = isinstance(value, int | float) and math.isfinite(value)
+        self._score[trial] = self._sign * float(value) if usable and value is not None else math.inf
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """A trial not yet screened; when all are, the best of those that wait."""
+        waiting = []
+        for trial in tune_controller.get_trials():
+            if trial.status == "PENDING":
+                return trial
+            if trial.status == "PAUSED":
+                waiting.append(trial)
+        if len(self._score) < self._screened or not waiting:
+            return None
+        order = {trial: place for place, trial in enumerate(self._score)}
+        return min(waiting, key=lambda t: (self._score.get(t, math.inf), order.get(t, 0)))
+
+
+class BudgetStopper(Stopper):  # type: ignore[misc] # Ray's classes are untyped
+    """Ends the run when the budget of training epochs is used, to the epoch.
+
+    Args:
+        budget: Epochs over all trials.
+        full_length: End a trial after this many epochs; None leaves that to the scheduler.
+        report: Called with every result before anyone decides about it.
+        give_up: Ends the run when it returns True.
+    """
+
+    def __init__(
+        self,
+        budget: int,
+        full_length: int | None,
+        report: Callable[[str, dict[str, Any]], None],
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._left = budget
+        self._full_length = full_length
+        self._report, self._give_up = report, give_up
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Count one epoch."""
+        self._left -= 1
+        self._report(trial_id, result)
+        at_end = self._full_length is not None and result["epoch"] >= self._full_length
+        return at_end or self._left <= 0
+
+    def stop_all(self) -> bool:
+        """Whether the budget is used."""
+        return self._left <= 0 or self._give_up()
+
+
+class Watch(Callback):  # type: ignore[misc] # Ray's classes are untyped
+    """Notices crashed trials; too many in a row mean that nothing will ever train.
+
+    Args:
+        tolerance: Crashes in a row, without an epoch between, that end the run.
+    """
+
+    def __init__(self, tolerance: int = 5) -> None:
+        self.errors: list[str] = []
+        self._in_a_row = 0
+        self._tolerance = tolerance
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether to end the run."""
+        return self._in_a_row >= self._tolerance
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """An epoch was trained."""
+        self._in_a_row = 0
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial crashed."""
+        self._in_a_row += 1
+        path = getattr(trial, "pickled_error_file", None)
+        reason = "unknown"
+        if path and os.path.exists(path):
+            with open(path, "rb") as file:
+                reason = str(pickle.load(file)).strip().splitlines()[-1]
+        self.errors.append(reason)
