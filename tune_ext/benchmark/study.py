@@ -209,12 +209,15 @@ def parse_seeds(value: object) -> tuple[int, ...]:
         value = numbers if "," in value else (numbers[0] if numbers else 0)
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return tuple(range(value))
-    if isinstance(value, list | tuple) and value:
-        if all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value):
-            return tuple(value)
+    if isinstance(value, list | tuple) and value and all(map(_is_seed, value)):
+        return tuple(value)
     raise InvalidValueError(
         f"seeds must be a positive count or a list of non-negative integers, got {value!r}"
     )
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def find_study(name: str | Path) -> Path:

@@ -41,7 +41,8 @@ class DigitsCNN(ImageTask):
     """1,797 handwritten digits of 8×8 pixels, and a network of five convolutions.
 
     The classes have equal shares of every part: 20 % are the test images, the same for
-    every seed; the seed splits the others into 60 % training and 20 % validation. An epoch takes about a tenth of a second on one thread.
+    every seed; the seed splits the others into 60 % training and 20 % validation. An
+    epoch takes about a tenth of a second on one thread.
 
     Args:
         optimizer: "adam" or "sgd" (momentum 0.9).
