@@ -1,1 +1,66 @@
-"""tune_ext: search algorithms and schedulers for Ray Tune."""
+"""tune_ext: search algorithms and schedulers for Ray Tune.
+
+Importing this package starts neither torch nor Ray: its public names are imported when they
+are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune_ext.autohyper import AutoHyper, Parameter, Probe
+    from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
+    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch
+
+__all__ = [
+    "AutoHyper",
+    "AutoHyperScheduler",
+    "AutoHyperSearch",
+    "Parameter",
+    "Probe",
+    "ResponseMeter",
+    "evbmf",
+    "knowledge_gain",
+    "register",
+]
+
+_HOME = {
+    "AutoHyper": "tune_ext.autohyper",
+    "AutoHyperScheduler": "tune_ext.raytune",
+    "AutoHyperSearch": "tune_ext.raytune",
+    "Parameter": "tune_ext.autohyper",
+    "Probe": "tune_ext.autohyper",
+    "ResponseMeter": "tune_ext.lowrank",
+    "evbmf": "tune_ext.lowrank",
+    "knowledge_gain": "tune_ext.lowrank",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def register() -> None:
+    """Make our names known to Ray; doing so again changes nothing.
+
+    Afterwards ``tune.create_searcher("autohyper", …)``,
+    ``tune.create_scheduler("autohyper", …)`` and ``tune.run(search_alg="autohyper")`` work.
+    """
+    from ray.tune.schedulers import SCHEDULER_IMPORT
+    from ray.tune.search import SEARCH_ALG_IMPORT
+
+    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch
+
+    SEARCH_ALG_IMPORT["autohyper"] = lambda: AutoHyperSearch
+    SCHEDULER_IMPORT["autohyper"] = AutoHyperScheduler

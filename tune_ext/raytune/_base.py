@@ -1,0 +1,208 @@
+"""What every searcher here shares: metric and mode, results, versioned JSON state."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray.tune.result import DEFAULT_METRIC
+from ray.tune.search import Searcher
+
+from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+
+__all__ = [
+    "RESERVED_KEY",
+    "StatefulSearcher",
+    "as_number",
+    "check_choice",
+    "check_count",
+    "check_name",
+    "is_diverged",
+    "role_of",
+    "write_json",
+]
+
+RESERVED_KEY = "tune_ext"
+"""The key of a suggested configuration that is ours: searchers put there what a trial is for."""
+
+
+class _UncheckedName(str):
+    """A metric's name for which Ray does not abort the run when one result lacks it.
+
+    Ray checks every result for the searcher's metric unless that is its own placeholder
+    name, and ends the whole experiment where it is missing. A trial without the metric is a
+    failed trial to us, not the end of the others.
+    """
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return other != DEFAULT_METRIC and str.__ne__(self, other)
+
+    def __reduce__(self) -> tuple[type[_UncheckedName], tuple[str]]:
+        return _UncheckedName, (str(self),)
+
+
+class StatefulSearcher(Searcher):
+    """A Ray searcher whose state is one JSON document with a version.
+
+    A subclass translates between Ray and a pure core; it implements `_state` and
+    `_load_state`, and this class does the files.
+
+    Args:
+        metric: The result that the searcher reads; None takes Ray's.
+        mode: "min" or "max"; None takes Ray's.
+
+    Raises:
+        InvalidTypeError: `metric` is not a string.
+        InvalidValueError: `mode` is neither "min" nor "max".
+    """
+
+    STATE_VERSION: ClassVar[int] = 1
+    CKPT_FILE_TMPL = "searcher-state-{}.json"
+
+    def __init__(self, metric: str | None, mode: str | None) -> None:
+        check_name("metric", metric)
+        check_choice("mode", mode, ("min", "max", None))
+        # Given no mode, Ray's constructor checks nothing by assertion.
+        super().__init__(metric=None, mode=None)
+        self._metric: str | None = None
+        self._mode: str | None = mode
+        self._set_metric(metric)
+
+    def _set_metric(self, metric: str | None) -> None:
+        self._metric = None if metric is None else _UncheckedName(metric)
+
+    def _fill_metric_and_mode(self, metric: str | None, mode: str | None) -> None:
+        """Take what the experiment names for what the constructor left open."""
+        if self._metric is None:
+            self._set_metric(metric)
+        if self._mode is None:
+            self._mode = mode
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """The state as JSON-able values."""
+
+    @abstractmethod
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `_state` returned, or raise without changing anything."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return everything that a new instance needs to go on, JSON-able."""
+        return {"kind": type(self).__name__, "version": self.STATE_VERSION, **self._state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `get_state` returned.
+
+        Raises:
+            StateError: It is the state of something else, of an unknown version, or damaged.
+        """
+        self._accept(state, "the given state")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write the state to a file, whole or not at all."""
+        write_json(Path(checkpoint_path), self.get_state())
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on from a file that `save` wrote; the file is only read.
+
+        Raises:
+            StateError: The file is damaged, of an unknown version, or of something else.
+        """
+        where = f"the searcher's state in {checkpoint_path}"
+        try:
+            state = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StateError(f"{where} is not readable JSON ({error}); it was left alone") from None
+        self._accept(state, where)
+
+    def _accept(self, state: Any, where: str) -> None:
+        if not isinstance(state, Mapping) or state.get("kind") != type(self).__name__:
+            raise StateError(f"{where} is not the state of a {type(self).__name__}")
+        if state.get("version") != self.STATE_VERSION:
+            raise StateError(
+                f"{where} has version {state.get('version')!r}, but this tune_ext knows "
+                f"version {self.STATE_VERSION}; use the tune_ext that wrote it"
+            )
+        try:
+            self._load_state(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"{where} is damaged: {error!r}; it was left alone") from error
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document so that a reader sees the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def as_number(value: Any) -> float | None:
+    """Return a reported value as a finite float; None for anything else.
+
+    >>> as_number(True), as_number("x"), as_number(float("nan")), as_number(2)
+    (None, None, None, 2.0)
+    """
+    if value is None or isinstance(value, bool | str | bytes):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_diverged(result: Mapping[str, Any], metric: str | None) -> bool:
+    """Tell whether a result says that training has diverged.
+
+    It does when its ``diverged`` is true, or its metric is there but no finite number.
+    """
+    if bool(result.get("diverged", False)):
+        return True
+    return metric is not None and metric in result and as_number(result[metric]) is None
+
+
+def role_of(config: Mapping[str, Any] | None) -> str:
+    """What a trial is for: "probe", or "final" where its configuration does not say."""
+    ours = (config or {}).get(RESERVED_KEY)
+    role = ours.get("role") if isinstance(ours, Mapping) else None
+    return "probe" if role == "probe" else "final"
+
+
+def check_name(name: str, value: Any) -> None:
+    """Raise unless `value` is None or a non-empty string."""
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InvalidTypeError(f"{name} must be the name of a reported number, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        said = ", ".join(repr(choice) for choice in choices)
+        raise InvalidValueError(f"{name} must be one of {said}, got {value!r}")
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    """Return a count as an int, or raise unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise InvalidValueError(f"{name} must be at least {least}, got {value!r}")
+    return value

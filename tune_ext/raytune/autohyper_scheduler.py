@@ -1,0 +1,178 @@
+"""The scheduler of autoHyper: ends probes, runs final trials on from the winner's weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+from tune_ext.errors import InvalidValueError
+from tune_ext.raytune._base import (
+    RESERVED_KEY,
+    as_number,
+    check_choice,
+    check_count,
+    check_name,
+    is_diverged,
+    role_of,
+)
+from tune_ext.raytune._records import FinishedProbes
+
+__all__ = ["SLOTS_KEY", "AutoHyperScheduler"]
+
+SLOTS_KEY = "tune_ext/slots"
+"""Added to results on their way to the searcher: how many such trials the cluster can run."""
+
+logger = logging.getLogger(__name__)
+
+
+class AutoHyperScheduler(FIFOScheduler):
+    """End probes at `probe_epochs` and run final trials to `max_t`.
+
+    A probe that has diverged (its metric is no finite number, or it reported
+    ``diverged=True``) is stopped at once. A final trial goes on from the last checkpoint of the
+    probe that won, where it left one, and starts from scratch otherwise. What has finished is
+    recorded beside the experiment as soon as it has, so that ``Tuner.restore`` trains no
+    finished probe again, whenever the driver was killed.
+
+    A trial whose configuration does not say that it is a probe is treated as a final one.
+
+    Args:
+        time_attr: The result that counts epochs.
+        probe_epochs: Epochs of a probe; the same as the searcher's.
+        max_t: Epochs of a final trial, those of its probe included.
+        metric: The response, watched for divergence; None takes the experiment's, if it has one,
+            and ``response_mean`` otherwise.
+        mode: Accepted as by every scheduler; divergence has no direction.
+
+    Raises:
+        InvalidValueError: `probe_epochs` is below 1, or `max_t` below `probe_epochs`.
+        InvalidTypeError: An argument of the wrong type.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        time_attr: str = "training_iteration",
+        probe_epochs: int = 5,
+        max_t: int = 100,
+        metric: str | None = None,
+        mode: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_name("time_attr", time_attr)
+        check_name("metric", metric)
+        check_choice("mode", mode, ("min", "max", None))
+        self.time_attr = time_attr
+        self.probe_epochs = check_count("probe_epochs", probe_epochs, 1)
+        self.max_t = check_count("max_t", max_t, 1)
+        if max_t < probe_epochs:
+            raise InvalidValueError(
+                f"max_t must be at least probe_epochs = {probe_epochs}, got {max_t}"
+            )
+        self._watched = metric
+        self._records: FinishedProbes | None = None
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Take the experiment's metric where the constructor was given none."""
+        if self._watched is None:
+            self._watched = metric
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Answer a probe that had finished before a restart; give a final trial its weights."""
+        records = self._recorded(trial)
+        if trial.status != Trial.PENDING:
+            records.forget_earlier(trial.trial_id)
+        elif role_of(trial.config) == "probe":
+            record = records.take(trial)
+            if record is not None:
+                _finish(tune_controller, trial, record)
+        else:
+            self._continue(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide whether a trial goes on."""
+        epoch = as_number(result.get(self.time_attr)) or 0
+        if role_of(trial.config) != "probe":
+            return str(self.STOP if epoch >= self.max_t else self.CONTINUE)
+        metric = self._watched or "response_mean"
+        if epoch >= self.probe_epochs or is_diverged(result, metric):
+            return str(self.STOP)
+        result[SLOTS_KEY] = _slots(trial)
+        return str(self.CONTINUE)
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
+    ) -> None:
+        """Record that a probe has finished."""
+        if role_of(trial.config) == "probe":
+            self._recorded(trial).add(trial, result)
+
+    def debug_string(self) -> str:
+        """One line for Ray's progress report."""
+        return (
+            f"AutoHyperScheduler: probes end at {self.probe_epochs}, final trials at {self.max_t}"
+        )
+
+    def _recorded(self, trial: Any) -> FinishedProbes:
+        if self._records is None:
+            self._records = FinishedProbes(trial.storage)
+        return self._records
+
+    def _continue(self, tune_controller: Any, trial: Any) -> None:
+        """Let a final trial start from the winner's last checkpoint.
+
+        Only the trial's idea of its latest checkpoint is set: the winner's checkpoint never
+        enters the list of those that Ray counts, and deletes, as this trial's own.
+        """
+        source_id = (trial.config.get(RESERVED_KEY) or {}).get("continue_from")
+        manager = trial.run_metadata.checkpoint_manager
+        if source_id is None or manager.best_checkpoint_results:
+            return
+        trials = tune_controller.get_trials()
+        source = next((t for t in trials if t.trial_id == source_id), None)
+        found = source.latest_checkpoint_result if source else None
+        if found is None:
+            found = self._recorded_checkpoint(trial, source_id)
+        if found is not None:
+            manager._latest_checkpoint_result = _TrainingResult(
+                checkpoint=copy.copy(found.checkpoint), metrics=dict(found.metrics)
+            )
+
+    def _recorded_checkpoint(self, trial: Any, source_id: str) -> Any:
+        record = self._recorded(trial).known(source_id)
+        return None if record is None else _checkpoint(trial, record)
+
+
+def _finish(tune_controller: Any, trial: Any, record: Mapping[str, Any]) -> None:
+    """End a trial before it starts, with the result that it is known to have."""
+    result = {**record["result"], "trial_id": trial.trial_id, "done": True}
+    trial.update_last_result(dict(result))
+    trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _checkpoint(trial, record)
+    trial.set_status(Trial.TERMINATED)
+    tune_controller.search_alg.on_trial_complete(trial.trial_id, result=result)
+
+
+def _checkpoint(trial: Any, record: Mapping[str, Any]) -> Any:
+    """The recorded checkpoint as Ray keeps it, or None."""
+    if record["checkpoint"] is None:
+        return None
+    checkpoint = Checkpoint(record["checkpoint"], filesystem=trial.storage.storage_filesystem)
+    return _TrainingResult(checkpoint=checkpoint, metrics=dict(record["result"]))
+
+
+def _slots(trial: Any) -> int:
+    """How many trials with the resources of this one the cluster can run at once."""
+    needed = trial.placement_group_factory.required_resources
+    cluster = ray.cluster_resources()
+    counts = [int(cluster.get(k, 0) / n + 1e-9) for k, n in needed.items() if n > 0]
+    return max(min(counts, default=1), 1)
