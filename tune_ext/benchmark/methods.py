@@ -193,17 +193,17 @@ def _autohyper(setup: Setup) -> Search:
     """
     from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 
-    search = AutoHyperSearch(space=copy.deepcopy(setup.task.space), final_trials=0)
+    # One trial at a time: speculative probes would cost budget and save no time.
+    search = AutoHyperSearch(
+        space=copy.deepcopy(setup.task.space), final_trials=0, max_concurrent=1
+    )
     scheduler = AutoHyperScheduler(max_t=setup.max_epochs)
     return Search(
         search,
         scheduler,
         stops_trials=True,
         answer=lambda: search.best_config,
-        details=lambda: {
-            "finished": bool(search.finished),
-            "moves": search.explain().to_rows(),
-        },
+        details=lambda: {"moves": search.explain().to_rows()},
     )
 
 

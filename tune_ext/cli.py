@@ -1,0 +1,156 @@
+"""The command line: `tune-ext compare`, `tune-ext report`, `tune-ext list`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tune_ext.benchmark import tasks
+from tune_ext.benchmark.methods import METHODS, missing
+from tune_ext.benchmark.progress import make_observer
+from tune_ext.benchmark.records import RecordStore
+from tune_ext.benchmark.report import COLUMNS, TaskReport, write_report
+from tune_ext.benchmark.runner import default_jobs, run_study
+from tune_ext.benchmark.study import find_study, load_study, parse_seeds
+from tune_ext.errors import TuneExtError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; None reads `sys.argv`.
+
+    Returns:
+        The exit status: 0, or 2 after an error in what was asked for, or 130 when stopped.
+    """
+    options = _parser().parse_args(arguments)
+    sys.path.append(os.getcwd())  # so that a study can name a task of the user's own
+    try:
+        return int(options.run(options))
+    except TuneExtError as error:
+        print(f"tune-ext: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tune-ext", description="Compare searchers and schedulers under Ray Tune, fairly."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    compare = commands.add_parser("compare", help="run a study, or go on with one")
+    compare.add_argument("study", help="a TOML file, or the name of a study under ./experiments")
+    compare.add_argument("--methods", help="instead of the study's: names with commas between")
+    compare.add_argument("--seeds", help="instead of the study's: a count, or a list like 0,3")
+    compare.add_argument("--budget", type=int, help="instead of the study's: training epochs")
+    compare.add_argument("--jobs", type=int, help="cells at once (default: one a core)")
+    compare.add_argument("--out", help="directory of the records (default: results/ beside it)")
+    compare.add_argument("--data-dir", help="where data sets are")
+    compare.set_defaults(run=_compare)
+    report = commands.add_parser("report", help="print a study's table and draw its plot again")
+    report.add_argument("directory", help="the directory of the records")
+    report.set_defaults(run=_report)
+    listing = commands.add_parser("list", help="tasks, methods and studies, and what is missing")
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> int:
+    path = find_study(options.study)
+    study = load_study(path).with_overrides(
+        methods=None if options.methods is None else _names(options.methods),
+        seeds=None if options.seeds is None else parse_seeds(options.seeds),
+        budget=options.budget,
+    )
+    if options.data_dir:
+        # The workers inherit it; it is no part of the study, which runs anywhere.
+        os.environ["TUNE_EXT_DATA"] = str(Path(options.data_dir).resolve())
+    store = RecordStore(options.out or path.parent / "results")
+    jobs = default_jobs() if options.jobs is None else options.jobs
+    signal.signal(signal.SIGTERM, _interrupt)
+    with make_observer() as observer:
+        run_study(study, store, observer, jobs=jobs)
+    _print_report(store)
+    return 0
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _report(options: argparse.Namespace) -> int:
+    _print_report(RecordStore(options.directory))
+    return 0
+
+
+def _print_report(store: RecordStore) -> None:
+    parts, written = write_report(store)
+    for part in parts:
+        _print_table(part)
+        print()
+        for sentence in part.sentences:
+            print(sentence)
+        for failure in part.failures:
+            print(f"failure: {failure}")
+    print()
+    print("Written: " + ", ".join(str(path) for path in [store.path, *written]))
+
+
+def _print_table(part: TaskReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=part.task, title_justify="left")
+    for place, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if place in (0, 4) else "right")
+    for row in part.rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width of its own: nothing may be cut off there.
+    console.print(table) if console.is_terminal else Console(width=140).print(table)
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows: list[tuple[str, str, str]] = []
+    for name in tasks.names():
+        task: Any = tasks.create(name)
+        rows.append((name, task.description, task.missing() or "available"))
+    _print_rows("Tasks", rows)
+    _print_rows(
+        "Methods", [(n, m.description, missing(n) or "available") for n, m in METHODS.items()]
+    )
+    studies = []
+    for path in sorted(Path("experiments").glob("*/study.toml")):
+        study = load_study(path)
+        cells = f"{len(study.cells())} cells of {study.budget} epochs"
+        studies.append((path.parent.name, study.title, cells))
+    _print_rows("Studies in ./experiments", studies)
+    return 0
+
+
+def _print_rows(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
+    print(title)
+    width = max((len(row[0]) for row in rows), default=0)
+    for name, description, state in rows:
+        print(f"  {name:<{width}}  {description}: {state}")
+    if not rows:
+        print("  none")
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
