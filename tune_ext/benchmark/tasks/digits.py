@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DigitsCNN"]
 
-_WIDTHS = (16, 32, 32, 64, 64)
-_STRIDES = (1, 1, 2, 1, 2)
+# Chosen so that the response falls gradually: five epochs of Adam at 1e-4, 1e-3, 3e-3 and
+# 1e-2 give 1.00, .87, .50 and .17; shallower or narrower networks have fewer steps.
+_WIDTHS = (16, 32, 32, 64, 64, 64)
+_STRIDES = (1, 2, 1, 2, 1, 1)
 
 
 @lru_cache(maxsize=4)
@@ -38,7 +40,7 @@ def _digits(seed: int) -> Split:
 
 
 class DigitsCNN(ImageTask):
-    """1,797 handwritten digits of 8×8 pixels, and a network of five convolutions.
+    """1,797 handwritten digits of 8×8 pixels, and a network of six convolutions.
 
     The classes have equal shares of every part: 20 % are the test images, the same for
     every seed; the seed splits the others into 60 % training and 20 % validation. An
@@ -55,7 +57,7 @@ class DigitsCNN(ImageTask):
     """
 
     name = "digits-cnn"
-    description = "scikit-learn's 1,797 handwritten digits (8×8), a CNN of five convolutions"
+    description = "scikit-learn's 1,797 handwritten digits (8×8), a CNN of six convolutions"
 
     def __init__(
         self,
