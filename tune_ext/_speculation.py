@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tune_ext._trust_region import FAILED, Axis, Point, TrustRegion
+from tune_ext._lattice import Axis, Point
+from tune_ext._trust_region import FAILED, TrustRegion
 
 __all__ = ["likely_next"]
 

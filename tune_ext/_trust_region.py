@@ -10,7 +10,7 @@ order is `tune_ext.autohyper`'s affair and cannot change a decision.
 ========  =======================================  ==============================
 paper     here                                     meaning
 ========  =======================================  ==============================
-λ         `Point`, one `Coordinate` a parameter    a configuration
+λ         `Point`, one coordinate a parameter      a configuration
 Z(λ)      `response`                               mean response of a probe
 s         `Parameter.scale`, `Axis.scale(level)`   one step multiplies by s
 Ω         `TrustRegion.region`                     the points λ·s^{−1, 0, +1}
@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tune_ext.errors import InvalidTypeError, InvalidValueError
+from tune_ext._lattice import Axis, Parameter, Point
 
 __all__ = [
     "ESTABLISH_BELOW",
@@ -35,11 +35,7 @@ __all__ = [
     "POWER",
     "SCALE_TOLERANCE",
     "SHRINK",
-    "Axis",
-    "Coordinate",
     "Event",
-    "Parameter",
-    "Point",
     "Rules",
     "TrustRegion",
 ]
@@ -59,112 +55,11 @@ FAILED = math.inf
 """The response of a failed probe: worse than any real one, which is at most 1."""
 
 _CLOSE = 1e-5  # the published closeness test allows this much on top of its tolerance
-_SNAP = 1e-12  # relative rounding error within which a value is on its bound
 _SKIP_ROUNDS = 64  # circles longer than this are multiplied out instead of walked
+_SMALLEST_SHARE = 1000.0  # "positions" halves a value this far below the step from 0, then: 0
 
-Coordinate = tuple[float, tuple[int, ...]]
-"""An anchor and how many steps of each level lie between it and the value: no rounding
-error can make one point two, however often the search goes up and down again."""
-Point = tuple[Coordinate, ...]
 Offset = tuple[int, ...]
 Lookup = Callable[[Point], float | None]
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidTypeError(f"{name} must be a number, got {value!r}")
-    if math.isnan(value):
-        raise InvalidValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One hyper-parameter of the search: where it starts, how far a step goes, its bounds.
-
-    Steps are multiplications, so values are never negative.
-
-    Args:
-        name: Its key in every point.
-        start: The first value; 0 is allowed where `lower` is 0.
-        scale: A step up multiplies by this, a step down divides by it; more than 1.
-        lower: No smaller value is probed. At 0, a step down from `step_from_zero` or from
-            near it leads to 0 itself.
-        upper: No larger value is probed; may be infinite.
-        step_from_zero: What a step up from 0 leads to.
-
-    Raises:
-        InvalidValueError: A value that cannot work; the message names it.
-        InvalidTypeError: A value that is not a number.
-    """
-
-    name: str
-    start: float
-    scale: float
-    lower: float = 0.0
-    upper: float = math.inf
-    step_from_zero: float = 1e-7
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise InvalidTypeError(f"a parameter's name must be a string, got {self.name!r}")
-        if not self.name:
-            raise InvalidValueError("a parameter's name must not be empty")
-        for key in ("start", "scale", "lower", "upper", "step_from_zero"):
-            value = _number(f"{key} of parameter {self.name!r}", getattr(self, key))
-            object.__setattr__(self, key, value)
-        self._check()
-
-    def _check(self) -> None:
-        who = f"of parameter {self.name!r}"
-        if not 1 < self.scale < math.inf:
-            raise InvalidValueError(f"scale {who} must be finite and above 1, got {self.scale}")
-        if not 0 <= self.lower < math.inf:
-            raise InvalidValueError(
-                f"lower {who} must be finite and not negative, got {self.lower}: steps multiply, "
-                "so a parameter that can be negative has to be searched in another form"
-            )
-        if not self.lower < self.upper:
-            raise InvalidValueError(
-                f"upper {who} must be above lower = {self.lower}, got {self.upper}"
-            )
-        if not self.lower <= self.start <= self.upper or math.isinf(self.start):
-            raise InvalidValueError(
-                f"start {who} must lie within its bounds [{self.lower}, {self.upper}], "
-                f"got {self.start}"
-            )
-        if self.lower == 0 and not 0 < self.step_from_zero <= min(self.upper, 1e300):
-            raise InvalidValueError(
-                f"step_from_zero {who} must be above 0 and at most upper = {self.upper}, "
-                f"got {self.step_from_zero}"
-            )
-
-    @classmethod
-    def learning_rate(
-        cls,
-        name: str = "lr",
-        *,
-        start: float = 1e-4,
-        scale: float = 1.45,
-        lower: float = 1e-6,
-        upper: float = math.inf,
-    ) -> Parameter:
-        """A learning rate with the published start, scale and minimum."""
-        return cls(name, start, scale, lower, upper)
-
-    @classmethod
-    def weight_decay(
-        cls,
-        name: str = "weight_decay",
-        *,
-        start: float = 0.0,
-        scale: float = 2.0,
-        lower: float = 0.0,
-        upper: float = math.inf,
-        step_from_zero: float = 1e-7,
-    ) -> Parameter:
-        """A weight decay with the published start (0), scale and first step."""
-        return cls(name, start, scale, lower, upper, step_from_zero)
 
 
 @dataclass(frozen=True)
@@ -188,61 +83,6 @@ class Rules:
     shrink: float = SHRINK
     scale_tolerance: float = SCALE_TOLERANCE
     max_probes: int | None = None
-
-
-class Axis:
-    """The lattice of one parameter."""
-
-    def __init__(self, parameter: Parameter, rules: Rules) -> None:
-        self.parameter = parameter
-        self._shrink = rules.shrink
-        self._upper = min(parameter.upper, 1e300)
-        # Below this there is only 0. The published code halves a weight decay for ever.
-        self._floor = 0.0
-        if parameter.lower == 0:
-            depth = parameter.scale if rules.reuse == "points" else 1000.0
-            self._floor = parameter.step_from_zero / depth * (1 + _SNAP)
-
-    def scale(self, level: int) -> float:
-        """The scale after `level` plateaus."""
-        return (self.parameter.scale - 1) * math.exp(-self._shrink * level) + 1
-
-    def value(self, coordinate: Coordinate) -> float:
-        """The number that a coordinate stands for."""
-        anchor, steps = coordinate
-        exponent = sum(math.log(self.scale(i)) * n for i, n in enumerate(steps) if n)
-        return anchor * math.exp(exponent) if exponent else anchor
-
-    def position(self, coordinate: Coordinate) -> float:
-        """Where a coordinate lies, in first-level steps; 0 is one step below the first."""
-        value = self.value(coordinate)
-        if value <= 0:
-            return math.log(self.parameter.step_from_zero) / math.log(self.parameter.scale) - 1
-        return math.log(value) / math.log(self.parameter.scale)
-
-    def step(self, coordinate: Coordinate, level: int, direction: int) -> Coordinate:
-        """One step down (-1) or up (+1) at a level, stopped by the bounds."""
-        if direction == 0:
-            return coordinate
-        anchor, steps = coordinate
-        if anchor == 0:
-            return (self.parameter.step_from_zero, ()) if direction > 0 else coordinate
-        counts = list(steps) + [0] * (level + 1 - len(steps))
-        counts[level] += direction
-        while counts and counts[-1] == 0:
-            counts.pop()
-        return self._bounded((anchor, tuple(counts)), direction)
-
-    def _bounded(self, coordinate: Coordinate, direction: int) -> Coordinate:
-        value = self.value(coordinate)
-        lower = self.parameter.lower
-        if value >= self._upper * (1 - _SNAP):
-            return (self._upper, ())
-        if direction < 0 and value <= self._floor:
-            return (0.0, ())
-        if value <= lower * (1 + _SNAP):
-            return (lower, ())
-        return coordinate
 
 
 @dataclass(frozen=True)
@@ -279,7 +119,7 @@ class TrustRegion:
 
     axes: Sequence[Axis]
     rules: Rules
-    candidates: tuple[Point, ...]
+    candidates: tuple[Point, ...]  # where the search may start: the first, or the best of them
     centre: Point = ()
     level: int = 0
     round: int = 0
@@ -301,6 +141,20 @@ class TrustRegion:
         star = self.rules.region == "star"
         # Lexicographic order: the first parameter varies slowest, as in the published code.
         self.offsets: list[Offset] = [o for o in offsets if not star or sum(map(abs, o)) <= 1]
+
+    @classmethod
+    def create(
+        cls,
+        parameters: Sequence[Parameter],
+        rules: Rules,
+        initial_points: Sequence[Mapping[str, float]] = (),
+    ) -> TrustRegion:
+        """A machine that has not looked at any response yet."""
+        zero_below = _SMALLEST_SHARE if rules.reuse == "positions" else None
+        axes = [Axis(p, shrink=rules.shrink, zero_below=zero_below) for p in parameters]
+        starts = [{p.name: p.start for p in parameters}, *initial_points]
+        points: list[Point] = [tuple((s[p.name], ()) for p in parameters) for s in starts]
+        return cls(axes, rules, tuple(dict.fromkeys(points)))
 
     def copy(self) -> TrustRegion:
         """An independent machine in the same state, with an account that starts empty."""
@@ -403,7 +257,8 @@ class TrustRegion:
         below = self.rules.establish_below
         largest = max(responses.values())
         if largest >= below:
-            self._log("note", self.centre, None, f"start established: a response is ≥ {below:g}")
+            why = "a probe failed" if largest == FAILED else f"a response is ≥ {below:g}"
+            self._log("note", self.centre, None, f"start established: {why}")
             return False
         offset = next(o for o, z in responses.items() if z == largest)
         reason = f"every response < {below:g}: to the largest"

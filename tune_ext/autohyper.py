@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tune_ext._lattice import Parameter, Point, as_number
 from tune_ext._speculation import likely_next
 from tune_ext._trust_region import (
     ESTABLISH_BELOW,
@@ -35,19 +36,15 @@ from tune_ext._trust_region import (
     POWER,
     SCALE_TOLERANCE,
     SHRINK,
-    Axis,
     Event,
-    Parameter,
-    Point,
     Rules,
     TrustRegion,
-    _number,
 )
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = [
     "ESTABLISH_BELOW",
-    "MAX_PROBES_UNBOUNDED",
+    "MAX_REGIONS",
     "PLATEAU",
     "POWER",
     "SCALE_TOLERANCE",
@@ -58,8 +55,9 @@ __all__ = [
     "Probe",
 ]
 
-MAX_PROBES_UNBOUNDED = 300
-"""Limit on probes where an upper bound is infinite and no `max_probes` is given."""
+MAX_REGIONS = 100
+"""The default of `max_probes` is so many times the points of one region: far more than any
+published search took, and an end for responses that never fall below an infinite bound."""
 
 _VERSION = 1
 _Z_ROUNDING = 1e-9  # a mean of fractions may exceed 1 by its rounding
@@ -144,8 +142,7 @@ class AutoHyper:
         shrink: A plateau turns a scale s into (s − 1)·e^{−shrink} + 1.
         scale_tolerance: A parameter stops when its scale is this close to 1 at a plateau.
         max_probes: The search ends rather than need more points than this; probes that were
-            measured ahead and not needed do not count. None: no limit, except
-            `MAX_PROBES_UNBOUNDED` where an upper bound is infinite.
+            measured ahead and not needed do not count. None: `MAX_REGIONS` whole regions.
         initial_points: Further points (missing parameters at their start) to probe first. The
             search then starts at the one with the smallest response that is at least
             `establish_below`, else at the one with the largest.
@@ -179,6 +176,7 @@ class AutoHyper:
                 f"a full region of {len(self.parameters)} parameters has "
                 f"3^{len(self.parameters)} points; use region='star'"
             )
+        d = len(self.parameters)
         self._rules = Rules(
             region=region,
             reuse=reuse,
@@ -187,33 +185,19 @@ class AutoHyper:
             power=_check_positive("power", power, below=math.inf),
             shrink=_check_positive("shrink", shrink, below=math.inf),
             scale_tolerance=_check_positive("scale_tolerance", scale_tolerance, below=math.inf),
-            max_probes=self._limit(max_probes),
+            max_probes=_check_limit(max_probes, 3**d if region == "full" else 2 * d + 1),
         )
         self._initial_points = [self._check_initial(p) for p in initial_points]
-        self._reset()
-
-    def _reset(self) -> None:
-        starts = [{p.name: p.start for p in self.parameters}, *self._initial_points]
-        candidates = [tuple((p[q.name], ()) for q in self.parameters) for p in starts]
-        self._machine = TrustRegion(
-            axes=[Axis(p, self._rules) for p in self.parameters],
-            rules=self._rules,
-            candidates=tuple(dict.fromkeys(candidates)),
-        )
+        self._machine = TrustRegion.create(self.parameters, self._rules, self._initial_points)
         self._records: list[_Record] = []
         self._known: dict[Point, float] = {}
+        self._notes: dict[Point, str] = {}  # why a point failed
         self._waiting: list[Point] = []
         self._advance()
-
-    def _limit(self, max_probes: int | None) -> int | None:
-        if max_probes is None:
-            unbounded = any(math.isinf(p.upper) for p in self.parameters)
-            return MAX_PROBES_UNBOUNDED if unbounded else None
-        if isinstance(max_probes, bool) or not isinstance(max_probes, int):
-            raise InvalidTypeError(f"max_probes must be None or an integer, got {max_probes!r}")
-        if max_probes < 1:
-            raise InvalidValueError(f"max_probes must be at least 1, got {max_probes}")
-        return max_probes
+        if self.finished:
+            raise InvalidValueError(
+                f"max_probes must be enough for the first region, got {max_probes}"
+            )
 
     def _check_initial(self, point: Mapping[str, float]) -> dict[str, float]:
         unknown = set(point) - {p.name for p in self.parameters}
@@ -224,7 +208,7 @@ class AutoHyper:
             )
         full = {}
         for p in self.parameters:
-            value = _number(f"{p.name} in initial_points", point.get(p.name, p.start))
+            value = as_number(f"{p.name} in initial_points", point.get(p.name, p.start))
             if not p.lower <= value <= p.upper or math.isinf(value):
                 raise InvalidValueError(
                     f"{p.name} in initial_points must lie in [{p.lower}, {p.upper}], got {value}"
@@ -246,13 +230,15 @@ class AutoHyper:
         """
         if n is not None and (isinstance(n, bool) or not isinstance(n, int)):
             raise InvalidTypeError(f"n must be None or an integer, got {n!r}")
+        if n is not None and n < 0:
+            raise InvalidValueError(f"n must not be negative, got {n}")
         if self.finished:
             return []
         running = [r.point for r in self._records if r.status == "pending"]
         points = [p for p in self._waiting if p not in running]
         needed = len(points)
         if n is not None:
-            points = points[: max(n, 0)]
+            points = points[:n]
             if len(points) < n:
                 skip = [*running, *self._waiting]
                 points += likely_next(self._machine, self._known, skip, n - len(points))
@@ -281,12 +267,17 @@ class AutoHyper:
             return
         value, note = _check_response(response, failed)
         if record.point in self._known:  # it was forgotten, asked for again, and both came back
-            value, note = self._known[record.point], "its point had been told before"
+            value, note = self._known[record.point], self._notes.get(record.point, "")
         record.status = "failed" if value == FAILED else "done"
         record.response = None if value == FAILED else value
         record.note = note
-        self._known[record.point] = value
+        self._learn(record.point, value, note)
         self._advance()
+
+    def _learn(self, point: Point, value: float, note: str) -> None:
+        self._known[point] = value
+        if value == FAILED:
+            self._notes[point] = note
 
     def forget(self, probe_id: int) -> None:
         """Take back a probe that never ran; its point may be asked for again.
@@ -357,24 +348,22 @@ class AutoHyper:
     def explain(self) -> Explanation:
         """Every probe and move so far, in order, each with its reason."""
         rows = [self._row(e) for e in self._machine.events]
-        told = (r for r in self._records if r.status in ("done", "failed"))
-        for record in told:
-            if record.point not in self._machine.used:
-                z = self._known[record.point]
-                event = Event("ahead", self._machine.round, record.point, z, None, "not needed")
+        reason = "measured ahead, never needed" if self.finished else "measured, not used so far"
+        for point, response in self._known.items():
+            if point not in self._machine.used:
+                event = Event("ahead", self._machine.round, point, response, None, reason)
                 rows.append(self._row(event))
         return Explanation(tuple(rows))
 
     def _row(self, event: Event) -> dict[str, Any]:
         failed = event.response == FAILED
-        notes = {r.point: r.note for r in reversed(self._records)} if failed else {}
         return {
             "round": event.round,
             "event": event.kind,
             **self._values(event.point),
             "response": None if failed else event.response,
             "zeta": event.zeta,
-            "reason": f"failed: {notes.get(event.point, '')}" if failed else event.reason,
+            "reason": f"failed: {self._notes[event.point]}" if failed else event.reason,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -415,7 +404,7 @@ class AutoHyper:
             parameters = [Parameter(**_infinite(p)) for p in state["parameters"]]
             search = cls(parameters, initial_points=state["initial_points"], **state["rules"])
             search._replay(state["probes"])
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise StateError(f"the state of the AutoHyper search is damaged: {error!r}") from error
         return search
 
@@ -423,16 +412,17 @@ class AutoHyper:
         for saved in probes:
             point = tuple((float(a), tuple(map(int, steps))) for a, steps in saved["point"])
             probe = self._hand_out(point, speculative=bool(saved["speculative"]))
+            if not all(math.isfinite(v) for v in probe.values.values()):
+                raise StateError(f"a probe has the values {probe.values}")
             record = self._records[probe.id]
-            record.status = saved["status"]
-            record.note = str(saved["note"])
-            if record.status == "done":
-                record.response = float(saved["response"])
-                self._known.setdefault(point, record.response)
-            elif record.status == "failed":
-                self._known.setdefault(point, FAILED)
-            elif record.status not in ("pending", "lost"):
-                raise StateError(f"a probe has the unknown status {record.status!r}")
+            record.status, record.note = saved["status"], str(saved["note"])
+            _check_choice("status", record.status, ("pending", "done", "failed", "lost"))
+            if record.status in ("done", "failed"):
+                value, _ = _check_response(saved["response"], failed=record.status == "failed")
+                if value == FAILED and record.status == "done":
+                    raise StateError(f"a probe has the response {saved['response']!r}")
+                record.response = None if value == FAILED else value
+                self._learn(point, value, record.note)
         self._advance()
 
 
@@ -459,13 +449,23 @@ def _check_parameters(parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
     return parameters
 
 
+def _check_limit(max_probes: object, region: int) -> int:
+    if max_probes is None:
+        return MAX_REGIONS * region
+    if isinstance(max_probes, bool) or not isinstance(max_probes, int):
+        raise InvalidTypeError(f"max_probes must be None or an integer, got {max_probes!r}")
+    if max_probes < 1:
+        raise InvalidValueError(f"max_probes must be at least 1, got {max_probes}")
+    return max_probes
+
+
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InvalidValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _check_positive(name: str, value: object, *, below: float) -> float:
-    number = _number(name, value)
+    number = as_number(name, value)
     if not 0 < number < below:
         limit = "finite" if math.isinf(below) else f"below {below:g}"
         raise InvalidValueError(f"{name} must be positive and {limit}, got {number}")
