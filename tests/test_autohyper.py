@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.reference_autohyper import RESPONSES, walk
 from tune_ext import autohyper
+from tune_ext._lattice import Axis
 from tune_ext._trust_region import Rules, TrustRegion
 from tune_ext.autohyper import AutoHyper, Parameter, Probe
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
@@ -297,6 +299,11 @@ def test_walks_to_the_upper_bound_and_stops_there():
     assert values[-1] == 2e-4
 
 
+def test_numpy_numbers_are_numbers():
+    assert Parameter("x", np.float32(0.5), np.int64(2), np.float64(0), 1).start == 0.5
+    assert type(Parameter("x", np.float32(0.5), 2).start) is float
+
+
 def test_a_local_maximum_does_not_hold_the_start():
     search = AutoHyper(published_parameters("1"))
     solve(search, RESPONSES["local maximum below .85"])
@@ -311,6 +318,36 @@ def test_zero_and_its_step_are_opposites():
     assert values[0] == 0.0
     assert [v for v in values if v < 9e-8] == [0.0]
     assert search.best["wd"] < 1.1e-7
+
+
+steps = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-1, 1])), max_size=40)
+
+
+@given(steps, st.sampled_from([1.45, 2.0, 1.01]))
+def test_up_and_down_again_is_the_same_point(path, scale):
+    axis = Axis(Parameter("x", 1e-3, scale, 1e-30, 1e30), shrink=2.5)
+    coordinate = (1e-3, ())
+    for level, direction in path:
+        coordinate = axis.step(coordinate, level, direction)
+    for level, direction in random.Random(len(path)).sample(path, len(path)):
+        coordinate = axis.step(coordinate, level, -direction)
+    assert coordinate == (1e-3, ())
+
+
+@given(steps, st.sampled_from([0.0, 1e-5]), st.sampled_from([1.45, 3.0]))
+def test_no_step_leaves_the_bounds(path, lower, scale):
+    parameter = Parameter("x", 1e-3, scale, lower, 0.01)
+    axis, coordinate, exact = Axis(parameter, shrink=2.5), (1e-3, ()), 1e-3
+    for level, direction in path:
+        coordinate = axis.step(coordinate, level, direction)
+        exact *= axis.scale(level) ** direction
+        exact = min(max(exact, lower), 0.01)
+        value = axis.value(coordinate)
+        assert lower <= value <= 0.01
+        if lower > 0 or exact > 1e-6:
+            assert value == pytest.approx(exact, rel=1e-9)
+        assert value == 0.0 or value > parameter.step_from_zero / scale
+        exact = value
 
 
 # ------------------------------------------------------------------ failures

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tune_ext._checks import as_number
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["Axis", "Coordinate", "Parameter", "Point", "as_number"]
+__all__ = ["Axis", "Coordinate", "Parameter", "Point"]
 
 _SNAP = 1e-12  # relative rounding error within which a value is on its bound
 _LARGEST = 1e300  # what an infinite upper bound means: no step leads to infinity
@@ -21,15 +22,6 @@ Coordinate = tuple[float, tuple[int, ...]]
 """An anchor and how many steps of each level lie between it and the value: no rounding
 error can make one point two, however often the search goes up and down again."""
 Point = tuple[Coordinate, ...]
-
-
-def as_number(name: str, value: object) -> float:
-    """`value` as a float; an error that names it if it is not a number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidTypeError(f"{name} must be a number, got {value!r}")
-    if math.isnan(value):
-        raise InvalidValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
 
 
 @dataclass(frozen=True)

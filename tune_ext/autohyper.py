@@ -27,7 +27,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tune_ext._lattice import Parameter, Point, as_number
+from tune_ext._checks import as_number, check_choice, check_positive
+from tune_ext._explanation import Explanation
+from tune_ext._lattice import Parameter, Point
 from tune_ext._speculation import likely_next
 from tune_ext._trust_region import (
     ESTABLISH_BELOW,
@@ -88,37 +90,6 @@ class _Record:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Every probe and every move of a search, in order; `str()` is a table.
-
-    Probes that were measured ahead and never needed stand at the end.
-    """
-
-    rows: tuple[dict[str, Any], ...]
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """One dictionary a row: round, event, a value per parameter, response, zeta, reason."""
-        return [dict(row) for row in self.rows]
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return "nothing has been probed yet"
-        header = list(self.rows[0])
-        cells = [header, *([_cell(row[key]) for key in header] for row in self.rows)]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header) - 1)]
-        return "\n".join(
-            "  ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[-1]])
-            for line in cells
-        )
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 class AutoHyper:
     """The search as ask and tell.
 
@@ -167,8 +138,8 @@ class AutoHyper:
         initial_points: Sequence[Mapping[str, float]] = (),
     ) -> None:
         self.parameters = _check_parameters(parameters)
-        _check_choice("region", region, ("auto", "full", "star"))
-        _check_choice("reuse", reuse, ("points", "positions"))
+        check_choice("region", region, ("auto", "full", "star"))
+        check_choice("reuse", reuse, ("points", "positions"))
         if region == "auto":
             region = "full" if len(self.parameters) <= 2 else "star"
         if region == "full" and len(self.parameters) > 6:
@@ -180,11 +151,11 @@ class AutoHyper:
         self._rules = Rules(
             region=region,
             reuse=reuse,
-            establish_below=_check_positive("establish_below", establish_below, below=math.inf),
-            plateau=_check_positive("plateau", plateau, below=1.0),
-            power=_check_positive("power", power, below=math.inf),
-            shrink=_check_positive("shrink", shrink, below=math.inf),
-            scale_tolerance=_check_positive("scale_tolerance", scale_tolerance, below=math.inf),
+            establish_below=check_positive("establish_below", establish_below, below=math.inf),
+            plateau=check_positive("plateau", plateau, below=1.0),
+            power=check_positive("power", power, below=math.inf),
+            shrink=check_positive("shrink", shrink, below=math.inf),
+            scale_tolerance=check_positive("scale_tolerance", scale_tolerance, below=math.inf),
             max_probes=_check_limit(max_probes, 3**d if region == "full" else 2 * d + 1),
         )
         self._initial_points = [self._check_initial(p) for p in initial_points]
@@ -416,7 +387,7 @@ class AutoHyper:
                 raise StateError(f"a probe has the values {probe.values}")
             record = self._records[probe.id]
             record.status, record.note = saved["status"], str(saved["note"])
-            _check_choice("status", record.status, ("pending", "done", "failed", "lost"))
+            check_choice("status", record.status, ("pending", "done", "failed", "lost"))
             if record.status in ("done", "failed"):
                 value, _ = _check_response(saved["response"], failed=record.status == "failed")
                 if value == FAILED and record.status == "done":
@@ -457,19 +428,6 @@ def _check_limit(max_probes: object, region: int) -> int:
     if max_probes < 1:
         raise InvalidValueError(f"max_probes must be at least 1, got {max_probes}")
     return max_probes
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_positive(name: str, value: object, *, below: float) -> float:
-    number = as_number(name, value)
-    if not 0 < number < below:
-        limit = "finite" if math.isinf(below) else f"below {below:g}"
-        raise InvalidValueError(f"{name} must be positive and {limit}, got {number}")
-    return number
 
 
 def _check_response(response: object, failed: bool) -> tuple[float, str]:
