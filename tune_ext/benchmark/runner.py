@@ -209,15 +209,14 @@ class CellRun:
 class _Job:
     """A worker process and the cell that it runs."""
 
-    def __init__(self, number: int, log: Path) -> None:
-        self.number, self._log = number, log
+    def __init__(self, module: str, log: Path) -> None:
+        self._module, self._log = module, log
         self._worker: WorkerProcess | None = None
         self.run: CellRun | None = None
 
     def _process(self) -> WorkerProcess:
         if self._worker is None:
-            command = ["tune_ext.benchmark.worker"]
-            self._worker = WorkerProcess(command, _ENVIRONMENT, self._log)
+            self._worker = WorkerProcess([self._module], _ENVIRONMENT, self._log)
         return self._worker
 
     @property
@@ -302,7 +301,12 @@ def check_ready(study: Study) -> None:
 
 
 def run_study(
-    study: Study, store: RecordStore, observer: Observer, *, jobs: int = 1
+    study: Study,
+    store: RecordStore,
+    observer: Observer,
+    *,
+    jobs: int = 1,
+    worker: str = "tune_ext.benchmark.worker",
 ) -> list[CellRecord]:
     """Run every cell that has no record yet, and return the records of all cells.
 
@@ -311,6 +315,7 @@ def run_study(
         store: Where the records are; finished cells are not run again.
         observer: Told how it goes on.
         jobs: How many cells run at once, each on one core.
+        worker: The module that runs as a worker process.
 
     Raises:
         InvalidValueError: The directory holds another study; a name is unknown.
@@ -329,7 +334,7 @@ def run_study(
         logs = store.directory / "logs"
         if waiting:
             logs.mkdir(exist_ok=True)
-        crew = [_Job(n, logs / f"job-{n}.log") for n in range(min(jobs, len(waiting)))]
+        crew = [_Job(worker, logs / f"job-{n}.log") for n in range(min(jobs, len(waiting)))]
         ended = False
         try:
             for record in _work(study, crew, waiting, observer):

@@ -311,10 +311,10 @@ def _check_keys(name: str, table: dict[str, Any]) -> None:
 
 
 def _line_of(text: str, message: str) -> str:
-    """The line that the message is about: the first whose key the message names."""
-    words = set(re.findall(r"[a-z_]+", message))
+    """The line that the message is about: that of the first key that the message names."""
+    lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        key = re.match(r"\s*([A-Za-z_]+)\s*=", line)
-        if key and key.group(1) in words:
-            return f", line {number}"
-    return ""
+        if key := re.match(r"\s*([A-Za-z_]+)\s*=", line):
+            lines.setdefault(key.group(1), number)
+    named = [word for word in re.findall(r"[A-Za-z_]+", message) if word in lines]
+    return f", line {lines[named[0]]}" if named else ""

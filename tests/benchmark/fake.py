@@ -1,0 +1,79 @@
+"""A task without torch that trains in no time, for tests of the comparison's machinery."""
+
+import math
+import time
+
+from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
+
+from tune_ext.benchmark.tasks import Task
+
+
+class FakeRun:
+    """The error falls with the epochs, towards a floor that is lowest at lr = 1e-2."""
+
+    def __init__(self, lr, seed, nan_above):
+        self.epoch, self.lr, self.seed, self.nan_above = 0, lr, seed, nan_above
+
+    def _error(self):
+        distance = abs(math.log10(self.lr) + 2.0)
+        return min(0.9, 0.05 + 0.1 * distance + 0.4 / (1 + self.epoch) + 0.001 * (self.seed % 7))
+
+    def train_epoch(self):
+        self.epoch += 1
+        response = 1.0 / (1.0 + (self.lr / 1e-3) ** 0.5)
+        if self.lr > self.nan_above:
+            return {
+                "validation_error": math.nan,
+                "validation_loss": math.nan,
+                "response": math.nan,
+                "response_mean": math.nan,
+                "diverged": True,
+            }
+        error = self._error()
+        return {
+            "validation_error": error,
+            "validation_loss": 2 * error,
+            "response": response,
+            "response_mean": response,
+            "diverged": False,
+        }
+
+    def test(self):
+        return {"test_error": self._error() + 0.01, "test_loss": 1.0}
+
+    def state_dict(self):
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.epoch = state["epoch"]
+
+
+class FakeTask(Task):
+    name = "fake"
+    description = "a formula"
+
+    def __init__(self, epochs=4, nan_above=math.inf, absent=False):
+        self.max_epochs = epochs
+        self.nan_above = nan_above
+        self.absent = absent
+        self.space = ConfigurationSpace()
+        self.space.add(UniformFloatHyperparameter("lr", 1e-6, 1.0, log=True))
+        self.default_config = {"lr": 1e-3}
+        self.options = {"epochs": epochs, "nan_above": nan_above}
+
+    def missing(self):
+        return "the data is not here: fetch it" if self.absent else None
+
+    def start(self, config, *, seed):
+        return FakeRun(config.get("lr", 1e-3), seed, self.nan_above)
+
+
+class SlowTask(FakeTask):
+    """Never finishes its first epoch."""
+
+    name = "slow"
+
+    def start(self, config, *, seed):
+        run = super().start(config, seed=seed)
+        run.train_epoch = lambda: time.sleep(600)
+        return run

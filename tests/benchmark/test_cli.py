@@ -1,0 +1,189 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.benchmark.examples import FAKE, make_record, make_study
+from tune_ext import cli
+from tune_ext.benchmark.methods import METHODS
+from tune_ext.benchmark.progress import LiveProgress, PlainProgress, time_left
+from tune_ext.benchmark.records import RecordStore
+from tune_ext.benchmark.runner import CellRun
+from tune_ext.benchmark.study import Cell
+from tune_ext.benchmark.tasks import names
+
+STUDY = f"""\
+title = "A fake study"
+[[tasks]]
+name = "{FAKE}"
+options = {{ epochs = 3 }}
+[compare]
+methods = ["default"]
+seeds = 2
+budget = 10
+final_seeds = 2
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY, encoding="utf-8")
+    return path
+
+
+def test_list_names_everything(capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert cli.main(["list"]) == 0
+    text = capsys.readouterr().out
+    for name in [*names(), *METHODS, "digits", "fashion_mnist"]:
+        assert f"  {name} " in text
+
+
+def test_list_says_what_is_missing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    from dataclasses import replace
+
+    lacking = replace(METHODS["bohb"], needs={"no_such_module": "pip install it"})
+    monkeypatch.setitem(METHODS, "bohb", lacking)
+    assert cli.main(["list"]) == 0
+    assert "no_such_module is not installed: pip install it" in capsys.readouterr().out
+
+
+def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys):
+    assert cli.main(["compare", str(study_file), "--jobs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "A fake study: 2 cells, 1 at once" in out
+    assert "[2/2]" in out
+    assert "Only default has test results" in out
+    results = tmp_path / "results"
+    assert {p.name for p in results.iterdir()} >= {
+        "records.jsonl",
+        "study.json",
+        "report.md",
+        "comparison.png",
+        "comparison.svg",
+    }
+    records = (results / "records.jsonl").read_text()
+    assert cli.main(["compare", str(study_file)]) == 0
+    assert "2 done before" in capsys.readouterr().out
+    assert (results / "records.jsonl").read_text() == records
+    assert cli.main(["report", str(results)]) == 0
+    assert "default" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["compare", "nothing"], "no study 'nothing'"),
+        (["compare", "STUDY", "--seeds", "x"], "seeds must be"),
+        (["compare", "STUDY", "--methods", "nothing"], "choose from default"),
+        (["compare", "STUDY", "--budget", "0"], "budget must be positive"),
+        (["compare", "STUDY", "--jobs", "0"], "jobs must be"),
+        (["report", "OUT"], "not the directory of a comparison"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, words, study_file, tmp_path, capsys):
+    places = {"STUDY": str(study_file), "OUT": str(tmp_path)}
+    assert cli.main([places.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tune-ext: ")
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+def test_other_settings_are_refused_with_the_fix(study_file, capsys):
+    store = RecordStore(study_file.parent / "results")
+    store.open(make_study())
+    assert cli.main(["compare", str(study_file)]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_overrides_reach_the_study(study_file, tmp_path, capsys):
+    out = tmp_path / "elsewhere"
+    more = ["--seeds", "5,8", "--budget", "7", "--out", str(out), "--data-dir", str(tmp_path)]
+    before = os.environ.get("TUNE_EXT_DATA")
+    try:
+        assert cli.main(["compare", str(study_file), *more]) == 0
+        assert os.environ["TUNE_EXT_DATA"] == str(tmp_path)
+    finally:
+        os.environ.pop("TUNE_EXT_DATA", None)
+        if before is not None:
+            os.environ["TUNE_EXT_DATA"] = before
+    settings = json.loads((out / "study.json").read_text())
+    assert settings["settings"]["budget"] == 7
+    assert sorted(r.seed for r in RecordStore(out).load()) == [5, 8]
+
+
+def test_stopping_it_leaves_nothing_behind_and_says_how_to_go_on(study_file, tmp_path):
+    text = STUDY.replace(FAKE, "tests.benchmark.fake:SlowTask")
+    study_file.write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "tune_ext.cli", "compare", str(study_file), "--jobs", "1"]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
+    (tmp_path / "t").mkdir()
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started = tmp_path / "results" / "logs" / "job-0.log"
+    deadline = time.monotonic() + 60
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on where this one stopped" in error
+    assert list((tmp_path / "t").iterdir()) == []
+
+
+def test_time_left_by_hand():
+    assert time_left([], 3, 1) is None
+    assert time_left([10.0, 30.0], 4, 2) == 40.0
+
+
+def test_plain_lines_tell_what_runs_and_what_failed():
+    lines = []
+    view = PlainProgress(lines.append, every=0.0)
+    study = make_study()
+    run = CellRun(Cell(study.tasks[0], "random", 0), study)
+    result = {"epoch": 1, "validation_error": 0.25}
+    run.handle("epoch", {"trial_id": "a", "config": {"lr": 1}, "result": result, "seconds": 1})
+    with view:
+        view.begin(study, 4, [make_record()], jobs=1)
+        view.tick([run])
+        view.finish_cell(make_record(failures=["it hung"]))
+    text = "\n".join(lines)
+    assert "1 of 4 cells done" in text
+    assert "about 9 s left" in text
+    assert "search 1 of 10 epochs, best 25.00 %" in text
+    assert "[2/4] fake · random · seed 0: test error 20.00 % with lr 0.01" in text
+    assert "FAILED: it hung" in text
+
+
+def test_the_live_table_shows_the_same():
+    from rich.console import Console
+
+    view = LiveProgress()
+    study = make_study()
+    run = CellRun(Cell(study.tasks[0], "random", 0), study)
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    view._live.console = console
+    view.begin(study, 4, [make_record()], jobs=1)
+    view.tick([run])
+    view.finish_cell(make_record(seed=1))
+    console.print(view._draw())
+    text = console.export_text()
+    assert "2 of 4 cells done" in text
+    assert "search 0 of 10 epochs, best none yet" in text
+    assert "seed 1: test error 20.00 %" in text

@@ -1,0 +1,332 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.benchmark.examples import FAKE, make_study
+from tune_ext.benchmark.methods import METHODS
+from tune_ext.benchmark.processes import WorkerProcess, descendants
+from tune_ext.benchmark.records import RecordStore
+from tune_ext.benchmark.runner import CellRun, Phase, check_ready, run_study
+from tune_ext.benchmark.study import Cell, TaskSpec
+from tune_ext.errors import InvalidValueError, MissingDependencyError
+
+WORKER = "tests.benchmark.fake_worker"
+
+
+class Silent:
+    """An observer that remembers what it was told."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+        self.before, self.finished, self.ticks = [], [], 0
+
+    def begin(self, study, total, finished, jobs):
+        self.before, self.total = list(finished), total
+
+    def tick(self, running):
+        self.ticks += 1
+
+    def finish_cell(self, record):
+        self.finished.append(record)
+        if len(self.finished) == self.stop_after:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def _fake_worker_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "searches.txt"))
+    monkeypatch.setenv("FAKE_CHILD", str(tmp_path / "child.txt"))
+
+
+def searches(tmp_path):
+    path = tmp_path / "searches.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def run(tmp_path, observer=None, *, jobs=1, worker=WORKER, **changes):
+    study = make_study(**changes)
+    store = RecordStore(tmp_path / "out")
+    return run_study(study, store, observer or Silent(), jobs=jobs, worker=worker)
+
+
+# The state of one cell, without processes
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def cell_run(method="random", **changes):
+    clock = Clock()
+    study = make_study(**changes)
+    return CellRun(Cell(study.tasks[0], method, 0), study, clock), clock
+
+
+def epoch(trial, lr, error, number=1):
+    result = {"epoch": number, "validation_error": error}
+    return "epoch", {"trial_id": trial, "config": {"lr": lr}, "result": result, "seconds": 1.0}
+
+
+def searched(answer=None, errors=()):
+    return "searched", {"answer": answer, "details": {}, "errors": list(errors)}
+
+
+def test_a_cell_goes_from_search_to_evaluation_to_its_record():
+    cell, clock = cell_run()
+    assert cell.request(Path("j"))[0] == "search"
+    cell.handle(*epoch("a", 0.1, 0.5))
+    cell.handle(*epoch("b", 0.2, 0.4))
+    assert cell.best == 0.4
+    clock.now = 7.0
+    cell.handle(*searched())
+    assert cell.phase is Phase.EVALUATE
+    kind, request = cell.request(Path("j"))
+    assert (kind, request["config"]) == ("evaluate", {"lr": 0.2})
+    assert request["seeds"] == cell.study.evaluation_seeds(0)
+    clock.now = 9.0
+    cell.handle("evaluated", [{"seed": 1, "test_error": 0.3}])
+    record = cell.record()
+    assert cell.phase is Phase.DONE
+    assert (record.epochs_used, record.test_error, record.failures) == (2, 0.3, [])
+    assert (record.search_seconds, record.evaluation_seconds) == (7.0, 2.0)
+    assert record.recommendation["source"] == "validation"
+
+
+def test_the_default_searches_nothing():
+    cell, _ = cell_run("default")
+    kind, request = cell.request(Path("j"))
+    assert (kind, request["config"]) == ("evaluate", {"lr": 1e-3})
+    assert cell.failures == []
+
+
+def test_a_methods_own_answer_goes_before_the_validation_rule():
+    cell, _ = cell_run("autohyper")
+    cell.handle(*epoch("a", 0.1, 0.01))
+    cell.handle(*searched({"lr": 0.7}))
+    assert cell.recommendation == {"config": {"lr": 0.7}, "source": "method"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_without_a_finite_result_the_default_is_evaluated_and_it_is_a_failure(bad):
+    cell, _ = cell_run()
+    cell.handle(*epoch("a", 0.1, bad))
+    cell.handle(*searched())
+    assert cell.recommendation == {"config": {"lr": 1e-3}, "source": "default"}
+    assert "no finite result" in cell.failures[0]
+
+
+def test_crashed_trials_and_a_diverged_final_training_are_failures():
+    cell, _ = cell_run()
+    cell.handle(*epoch("a", 0.1, 0.5))
+    cell.handle(*searched(errors=["OSError: x"]))
+    cell.handle("evaluated", [{"seed": 1, "test_error": None}])
+    assert cell.failures == [
+        "a trial crashed: OSError: x",
+        "the recommendation diverged at full length",
+    ]
+    assert cell.record().test_error == 1.0
+
+
+def test_the_watchdog_knows_stalls_and_time_limits():
+    cell, clock = cell_run(stall_seconds=10, cell_seconds=25)
+    clock.now = 9.0
+    assert cell.overdue() is None
+    cell.handle(*epoch("a", 0.1, 0.5))
+    clock.now = 18.0
+    assert cell.overdue() is None
+    clock.now = 20.0
+    assert cell.overdue() == "no progress for 10 s"
+    cell.handle("alive", "x")
+    clock.now = 26.0
+    assert cell.overdue() == "not finished within 25 s"
+
+
+def test_epochs_that_were_trained_but_never_reported_count():
+    cell, _ = cell_run()
+    cell.handle(*epoch("a", 0.1, 0.5))
+    cell.journaled = 3
+    cell.handle(*searched())
+    cell.handle("evaluated", [])
+    assert cell.record().epochs_used == 3
+
+
+# Processes, with a worker that misbehaves on demand
+
+
+def test_failures_of_every_kind_are_counted_and_the_study_goes_on(tmp_path):
+    methods = ("one-epoch", "asha", "hyperband", "bohb", "autohyper", "random")
+    records = run(tmp_path, methods=methods, seeds=(0,), stall_seconds=1.5)
+    told = {r.method: r for r in records}
+    assert told["asha"].failures == ["search, after 1 epochs: no progress for 1.5 s"]
+    assert told["hyperband"].failures == [
+        "search, after 1 epochs: the worker process ended with code 3"
+    ]
+    assert told["bohb"].failures[0] == "search, after 0 epochs: ValueError: no"
+    assert "no finite result" in told["bohb"].failures[1]
+    assert "no finite result" in told["one-epoch"].failures[0]
+    # what a search had found before it ended is evaluated all the same
+    assert told["asha"].recommendation["config"] == {"lr": 0.1}
+    assert told["asha"].test_error == pytest.approx(0.1)
+    assert told["random"].recommendation["config"] == {"lr": 0.2}
+    assert told["autohyper"].recommendation["config"] == {"lr": 0.3}
+    assert told["random"].failures == told["autohyper"].failures == []
+
+
+def _gone(pid):
+    for _ in range(100):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_hanging_search_is_ended_with_all_that_it_started(tmp_path):
+    run(tmp_path, methods=("asha",), seeds=(0,), stall_seconds=1.5)
+    assert _gone(int((tmp_path / "child.txt").read_text()))
+
+
+def test_running_again_repeats_nothing(tmp_path):
+    changes = {"methods": ("random", "autohyper"), "seeds": (0, 1)}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Silent(stop_after=2), **changes)
+    lines = (tmp_path / "out" / "records.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    observer = Silent()
+    records = run(tmp_path, observer, **changes)
+    assert len(observer.before) == 2
+    assert [(r.method, r.seed) for r in records] == [
+        ("random", 0),
+        ("autohyper", 0),
+        ("random", 1),
+        ("autohyper", 1),
+    ]
+    assert (tmp_path / "out" / "records.jsonl").read_text().splitlines()[:2] == lines
+    assert searches(tmp_path) == ["random 0", "autohyper 0", "random 1", "autohyper 1"]
+    again = Silent()
+    run(tmp_path, again, **changes)
+    assert len(searches(tmp_path)) == 4
+    assert again.finished == []
+
+
+def test_several_cells_run_at_once(tmp_path):
+    observer = Silent()
+    records = run(tmp_path, observer, jobs=3, methods=("random", "autohyper"), seeds=(0, 1, 2))
+    assert len(records) == len(observer.finished) == 6
+    assert len(list((tmp_path / "out" / "logs").glob("job-*.log"))) == 3
+
+
+def test_scratch_directories_are_removed():
+    worker = WorkerProcess([WORKER], {}, Path(os.devnull))
+    assert worker.scratch.is_dir()
+    worker.stop()
+    assert not worker.scratch.exists()
+
+
+def test_a_worker_that_does_not_stop_is_killed():
+    worker = WorkerProcess(["http.server", "0", "--bind", "127.0.0.1", "-d"], {}, Path(os.devnull))
+    worker.kill()
+    assert worker.exit_reason() == "the worker process was killed by SIGKILL" or "code" in (
+        worker.exit_reason()
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_descendants_are_found():
+    child = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while len(descendants(child.pid)) < 1 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert child.pid in descendants(os.getpid())
+        assert len(descendants(child.pid)) == 1
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def test_what_cannot_run_is_told_before_anything_runs(tmp_path, monkeypatch):
+    with pytest.raises(InvalidValueError, match="no method 'nothing'"):
+        check_ready(make_study(methods=("nothing",)))
+    with pytest.raises(MissingDependencyError, match="fetch it"):
+        check_ready(make_study(tasks=(TaskSpec(FAKE, {"absent": True}),)))
+    with pytest.raises(InvalidValueError, match="jobs"):
+        run(tmp_path, jobs=0)
+    assert searches(tmp_path) == []
+
+
+# The real thing: Ray, every method, on a task that is a formula
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """Every method at a budget of 47 epochs, on a task whose runs have 6."""
+    out = tmp_path_factory.mktemp("comparison")
+    study = make_study(
+        tasks=(TaskSpec(FAKE, {"epochs": 6, "nan_above": 0.05}),),
+        methods=tuple(METHODS),
+        seeds=(0,),
+        budget=47,
+        final_seeds=2,
+    )
+    return {r.method: r for r in run_study(study, RecordStore(out), Silent())}
+
+
+def test_budgets_are_exact(comparison):
+    for method, record in comparison.items():
+        assert record.failures == [], method
+        assert record.epochs_used == len(record.history["trial"]), method
+        if method == "default":
+            assert record.epochs_used == 0
+        elif method == "autohyper":
+            assert 0 < record.epochs_used <= 47  # may end by itself
+        else:
+            assert record.epochs_used == 47, method
+        assert sum(t["epochs"] for t in record.trials) == record.epochs_used, method
+        assert all(t["epochs"] <= 6 for t in record.trials), method
+
+
+def test_methods_share_their_configurations(comparison):
+    def drawn(method):
+        return [t["config"]["lr"] for t in comparison[method].trials]
+
+    stream = drawn("one-epoch")
+    assert len(stream) == len(set(stream)) >= 20
+    for method in ("random", "asha", "hyperband"):
+        # which trial reports first may differ; what is drawn may not
+        assert set(drawn(method)) <= set(stream), method
+    assert set(stream[:3]) <= set(drawn("bohb"))
+
+
+def test_screening_trains_the_best_to_full_length(comparison):
+    trials = comparison["one-epoch"].trials
+    long = [t for t in trials if t["epochs"] > 1]
+    assert len(long) == 4  # 23 epochs pay for four times five more
+    assert [t["epochs"] for t in long] == [6, 6, 6, 6]
+    assert len(trials) == 27
+
+
+def test_diverged_trials_end_and_never_win(comparison):
+    everything = [t for r in comparison.values() for t in r.trials]
+    diverged = [t for t in everything if t["config"]["lr"] > 0.05]
+    assert diverged
+    assert all(t["validation_error"] is None and t["epochs"] == 1 for t in diverged)
+    for record in comparison.values():
+        assert record.recommendation["config"]["lr"] <= 0.05
+
+
+def test_recommendations_are_evaluated_with_the_same_seeds(comparison):
+    assert {tuple(t["seed"] for t in r.tests) for r in comparison.values()} == {
+        tuple(make_study(final_seeds=2).evaluation_seeds(0))
+    }
+    assert comparison["default"].recommendation["config"] == {"lr": 1e-3}
+    assert comparison["autohyper"].recommendation["source"] == "method"
+    assert comparison["autohyper"].details["moves"]

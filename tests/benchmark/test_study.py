@@ -1,0 +1,123 @@
+import pytest
+
+from tests.benchmark.examples import FAKE, make_study
+from tune_ext.benchmark.study import TaskSpec, find_study, load_study, parse_seeds, parse_study
+from tune_ext.errors import DataNotFoundError, InvalidValueError
+
+TEXT = """\
+title = "Digits"
+
+[[tasks]]
+name = "digits-cnn"
+options = { epochs = 7 }
+
+[compare]
+methods = ["default", "random"]
+seeds = [4, 2]
+budget = 30
+final_seeds = 2
+
+[limits]
+stall_seconds = 5
+"""
+
+
+def test_a_study_is_read_from_toml():
+    study = parse_study(TEXT)
+    assert study.title == "Digits"
+    assert study.tasks == (TaskSpec("digits-cnn", {"epochs": 7}),)
+    assert study.methods == ("default", "random")
+    assert (study.seeds, study.budget, study.final_seeds) == ((4, 2), 30, 2)
+    assert (study.stall_seconds, study.cell_seconds) == (5, 3600.0)
+    assert [c.key for c in study.cells()] == [
+        ("digits-cnn", "default", 4),
+        ("digits-cnn", "random", 4),
+        ("digits-cnn", "default", 2),
+        ("digits-cnn", "random", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("budget = 30", "budget = 0", 10, "positive"),
+        ("budget = 30", "budget = 2.5", 10, "whole number"),
+        ("budget = 30", "budjet = 30", 10, "not known"),
+        ("seeds = [4, 2]", "seeds = [4, -2]", 9, "non-negative"),
+        ("seeds = [4, 2]", "seeds = [4, 4]", 9, "repeated"),
+        ("seeds = [4, 2]", "seeds = 0", 9, "positive count"),
+        ('methods = ["default", "random"]', 'methods = "random"', 8, "list of names"),
+        ('methods = ["default", "random"]', "methods = []", 8, "must not be empty"),
+        ("stall_seconds = 5", "stall_seconds = -5", 14, "positive"),
+        ('name = "digits-cnn"', 'name = ""', 4, "needs a name"),
+    ],
+)
+def test_mistakes_are_told_with_their_line(old, new, line, words):
+    with pytest.raises(InvalidValueError, match=words) as caught:
+        parse_study(TEXT.replace(old, new), where="here.toml")
+    assert str(caught.value).startswith(f"here.toml, line {line}:")
+
+
+def test_what_is_missing_or_not_toml_is_told():
+    with pytest.raises(InvalidValueError, match=r"\[compare\] needs budget"):
+        parse_study(TEXT.replace("budget = 30\n", ""))
+    with pytest.raises(InvalidValueError, match="not valid TOML"):
+        parse_study("title = ")
+    with pytest.raises(InvalidValueError, match="tasks must not be empty"):
+        parse_study('[compare]\nmethods = ["random"]\nseeds = 1\nbudget = 3\n')
+
+
+@pytest.mark.parametrize("bad", ["", "a", "1,x", 0, -1, True, [], [1.5], None, "1,-2"])
+def test_bad_seeds(bad):
+    with pytest.raises(InvalidValueError, match="seeds"):
+        parse_seeds(bad)
+
+
+def test_overrides_are_checked_like_the_file():
+    study = parse_study(TEXT).with_overrides(methods=["asha"], seeds=(0,), budget=5)
+    assert (study.methods, study.seeds, study.budget) == (("asha",), (0,), 5)
+    with pytest.raises(InvalidValueError, match="positive"):
+        study.with_overrides(budget=-1)
+
+
+def test_evaluation_seeds_pair_methods_and_differ_from_search_seeds():
+    study = make_study(final_seeds=3)
+    assert study.evaluation_seeds(0) == make_study(final_seeds=3).evaluation_seeds(0)
+    everything = [s for seed in range(5) for s in study.evaluation_seeds(seed)]
+    assert len(set(everything)) == 15
+    assert not set(everything) & set(range(5))
+
+
+def test_studies_are_found_by_file_directory_and_name(tmp_path, monkeypatch):
+    home = tmp_path / "experiments" / "mine"
+    home.mkdir(parents=True)
+    (home / "study.toml").write_text(TEXT, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "experiments/mine", "experiments/mine/study.toml"):
+        assert load_study(find_study(name)).title == "Digits"
+    with pytest.raises(DataNotFoundError, match="mine"):
+        find_study("other")
+
+
+def test_a_task_of_ones_own_is_named_by_module():
+    task = TaskSpec(FAKE, {"epochs": 6}).create()
+    assert task.max_epochs == 6
+    assert TaskSpec(FAKE, {"epochs": 6}).create() is task
+    with pytest.raises(InvalidValueError, match="cannot import"):
+        TaskSpec("tests.benchmark.fake:Nothing").create()
+    with pytest.raises(InvalidValueError, match="digits-cnn"):
+        TaskSpec("nothing").create()
+
+
+def test_the_shipped_studies_are_sound():
+    from pathlib import Path
+
+    from tune_ext.benchmark.methods import METHODS
+
+    files = list((Path(__file__).parents[2] / "experiments").glob("*/study.toml"))
+    assert {f.parent.name for f in files} >= {"digits", "fashion_mnist"}
+    for file in files:
+        study = load_study(file)
+        assert set(study.methods) == set(METHODS)
+        for spec in study.tasks:
+            assert spec.create().max_epochs <= study.budget
