@@ -12,6 +12,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tune_ext.raytune._base import RESERVED_KEY
 
 __all__ = ["FILE_NAME", "FinishedProbes"]
@@ -38,12 +40,12 @@ class FinishedProbes:
         self._records = self._read()
         self._earlier = dict(self._records)
 
-    def add(self, trial: Any, result: Mapping[str, Any]) -> None:
-        """Record that a probe has ended with `result`."""
+    def add(self, trial: Any) -> None:
+        """Record that a probe has ended with the trial's last result."""
         checkpoint = trial.checkpoint
         self._records[trial.trial_id] = {
             "values": _values(trial),
-            "result": {k: v for k, v in result.items() if _is_plain(k, v)},
+            "result": _plain({k: v for k, v in trial.last_result.items() if k != "config"}),
             "checkpoint": checkpoint.path if checkpoint else None,
         }
         self._write()
@@ -86,13 +88,30 @@ class FinishedProbes:
 
     def _write(self) -> None:
         document = {"version": _VERSION, "run": self._run, "probes": self._records}
-        temporary = f"{self._path}.tmp"
         try:
-            with self._filesystem.open_output_stream(temporary) as stream:
-                stream.write(json.dumps(document).encode())
-            self._filesystem.move(temporary, self._path)
+            _write_whole(self._filesystem, self._path, json.dumps(document))
         except OSError as error:
             logger.warning("Cannot write %s: %r", self._path, error)
+
+
+def write_result(trial: Any, result: Mapping[str, Any]) -> None:
+    """Leave the result where Ray looks for a trial's history, unless it is there already."""
+    filesystem = trial.storage.storage_filesystem
+    path = f"{trial.storage.trial_fs_path}/result.json"
+    try:
+        if not filesystem.get_file_info(path).is_file:
+            filesystem.create_dir(trial.storage.trial_fs_path)
+            _write_whole(filesystem, path, json.dumps(_plain(result)) + "\n")
+    except OSError as error:
+        logger.warning("Cannot write %s: %r", path, error)
+
+
+def _write_whole(filesystem: Any, path: str, text: str) -> None:
+    """Write a file so that a reader, or a kill, finds the old one or the new one."""
+    temporary = f"{path}.tmp"
+    with filesystem.open_output_stream(temporary) as stream:
+        stream.write(text.encode())
+    filesystem.move(temporary, path)
 
 
 def _values(trial: Any) -> dict[str, Any]:
@@ -101,5 +120,14 @@ def _values(trial: Any) -> dict[str, Any]:
     return {k: v for k, v in suggested.items() if not k.startswith(f"{RESERVED_KEY}/")}
 
 
-def _is_plain(key: str, value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | None) and not key.startswith("config/")
+def _plain(value: Any) -> Any:
+    """The value as JSON has it; what JSON cannot hold becomes its text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return str(value)

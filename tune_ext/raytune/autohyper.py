@@ -10,6 +10,8 @@ else. They share nothing but the key ``tune_ext`` of every suggested configurati
 from __future__ import annotations
 
 import logging
+import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -51,6 +53,25 @@ class _Trial:
     live: bool = True
     told: bool = False
     reported: bool = False
+    restored: bool = False
+
+
+class _Polls:
+    """Notices that Ray has nothing to run and waits for a suggestion.
+
+    It then asks once a second, where it otherwise asks several times.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+        self._slow = 0
+
+    def blocked(self) -> bool:
+        """Note one more question; tell whether the last ones all came a second apart."""
+        now = time.monotonic()
+        self._slow = self._slow + 1 if 0.9 < now - self._last < math.inf else 0
+        self._last = now
+        return self._slow >= 5
 
 
 class _PendingLimit(ConcurrencyLimiter):
@@ -147,6 +168,7 @@ class AutoHyperSearch(StatefulSearcher):
         self._core: AutoHyper | None = None
         self._queue: list[Probe] = []
         self._trials: dict[str, _Trial] = {}
+        self._polls = _Polls()
         self._num_samples: int | None = None
         self._slots: int | None = None
         self._seen = False
@@ -223,9 +245,20 @@ class AutoHyperSearch(StatefulSearcher):
         if probe is not None:
             self._trials[trial_id] = _Trial("probe", probe.id)
             return self._configuration(probe.values, "probe", probe.id, None)
-        if not core.finished and any(self._awaited(trial) for trial in self._trials.values()):
-            return None
-        return self._next_final(core, trial_id)
+        awaited = [trial for trial in self._trials.values() if self._awaited(trial)]
+        if core.finished or not awaited:
+            return self._next_final(core, trial_id)
+        if self._polls.blocked() and all(trial.restored for trial in awaited):
+            self._take_back(core, awaited)
+        return None
+
+    def _take_back(self, core: AutoHyper, lost: Sequence[_Trial]) -> None:
+        """Probe again what Ray did not restore: it skips, or has lost, the trials."""
+        logger.info("%d restored probes are not running; they are asked for again.", len(lost))
+        for trial in lost:
+            trial.live, trial.told = False, True
+            if trial.probe is not None:
+                core.forget(trial.probe)
 
     def _awaited(self, trial: _Trial) -> bool:
         """Whether the search goes on, or may, when this trial reports or ends."""
@@ -303,7 +336,7 @@ class AutoHyperSearch(StatefulSearcher):
         trial = self._trials.get(trial_id)
         if trial is None:
             return
-        trial.reported = True
+        trial.reported, trial.restored = True, False
         slots = as_number(result.get(SLOTS_KEY))
         self._slots = self._slots if slots is None else int(slots)
         epoch = as_number(result.get(self.time_attr))
@@ -362,6 +395,8 @@ class AutoHyperSearch(StatefulSearcher):
     def _load_state(self, state: Mapping[str, Any]) -> None:
         core = None if state["core"] is None else AutoHyper.from_state_dict(state["core"])
         trials = {str(i): _Trial(**trial) for i, trial in state["trials"].items()}
+        for trial in trials.values():
+            trial.restored = trial.live
         paths = [tuple(path) for path in state["paths"]]
         plain = (state["probe_epochs"], state["final_trials"], state["max_concurrent"])
         metric, mode, time_attr = state["metric"], state["mode"], state["time_attr"]
@@ -390,7 +425,7 @@ def _explain_metric(metric: str, result: Mapping[str, Any]) -> str:
     else:
         fault = f"is {result[metric]!r}, which is no response: those lie in [0, 1]"
     return (
-        f"metric {str(metric)!r} {fault}. Report ResponseMeter(model).measure() after every epoch: make "
-        "one meter = ResponseMeter(model) before training, then tune.report({**meter.measure(), "
-        "...}); or name the metric that holds your response"
+        f"metric {str(metric)!r} {fault}. Report ResponseMeter(model).measure() after every "
+        "epoch: make one meter = ResponseMeter(model) before training, then "
+        "tune.report({**meter.measure(), ...}); or name the metric that holds your response"
     )

@@ -12,6 +12,7 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
+from ray.tune.utils import flatten_dict
 
 from tune_ext.errors import InvalidValueError
 from tune_ext.raytune._base import (
@@ -23,7 +24,7 @@ from tune_ext.raytune._base import (
     is_diverged,
     role_of,
 )
-from tune_ext.raytune._records import FinishedProbes
+from tune_ext.raytune._records import FinishedProbes, write_result
 
 __all__ = ["SLOTS_KEY", "AutoHyperScheduler"]
 
@@ -115,7 +116,7 @@ class AutoHyperScheduler(FIFOScheduler):
     ) -> None:
         """Record that a probe has finished."""
         if role_of(trial.config) == "probe":
-            self._recorded(trial).add(trial, result)
+            self._recorded(trial).add(trial)
 
     def debug_string(self) -> str:
         """One line for Ray's progress report."""
@@ -155,11 +156,14 @@ class AutoHyperScheduler(FIFOScheduler):
 
 def _finish(tune_controller: Any, trial: Any, record: Mapping[str, Any]) -> None:
     """End a trial before it starts, with the result that it is known to have."""
-    result = {**record["result"], "trial_id": trial.trial_id, "done": True}
-    trial.update_last_result(dict(result))
+    ours = {"trial_id": trial.trial_id, "config": dict(trial.config), "done": True}
+    result = {**record["result"], **ours}
+    trial.init_local_path()
+    trial.update_last_result(result)
     trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _checkpoint(trial, record)
     trial.set_status(Trial.TERMINATED)
-    tune_controller.search_alg.on_trial_complete(trial.trial_id, result=result)
+    write_result(trial, result)
+    tune_controller.search_alg.on_trial_complete(trial.trial_id, result=flatten_dict(result))
 
 
 def _checkpoint(trial: Any, record: Mapping[str, Any]) -> Any:
