@@ -359,6 +359,8 @@ def test_failures_never_win(bad):
     probes = solve(search, lambda lr: bad if lr > 3e-3 else RESPONSES["falling"](lr))
     assert search.best["lr"] <= 3e-3
     assert search.best["lr"] > 2e-3
+    assert all(r["lr"] <= 3e-3 for r in trajectory(search) if r["event"] == "move")
+    assert any(r["event"] == "stay" for r in trajectory(search))
     failed = [r for r in search.explain().to_rows() if r["reason"].startswith("failed: ")]
     assert failed
     assert all(r["response"] is None for r in failed)
