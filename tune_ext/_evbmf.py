@@ -21,7 +21,7 @@ k          how many components are retained
 
 The free energy, without the terms that do not depend on v, is
 
-    F(v) = Σ_h λ_h / v + L ln v + Σ_{h ≤ k} φ(τ(x_h)).
+    F(v) = Σ_h x_h + L ln v + Σ_{h ≤ k} φ(τ(x_h)).
 
 At a kink (a v where some x_h = x̄) k changes by one and F jumps by φ(τ̄), which is 0 for
 the exact threshold and small for the published one. Between two kinks
@@ -195,7 +195,7 @@ def factorize(spectrum: Spectrum, threshold: Threshold = "published") -> Solutio
     v, rank, margin = _minimise(lam, low, alpha, tau_bar, error)
     kept = lam[:rank]
     shrunk = np.sqrt(scale * kept) * (_tau(kept / v, alpha) * v / kept) * spectrum.unit
-    noise = v * scale / spectrum.columns * spectrum.unit**2
+    noise = v * scale / spectrum.columns * spectrum.unit * spectrum.unit
     return Solution(Factorization(shrunk, noise), error / (x_bar * v), margin > 0.0)
 
 
@@ -210,19 +210,18 @@ def _minimise(lam: Array, low: float, alpha: float, tau_bar: float, error: float
     least, most = (int(np.count_nonzero(kinks > bound)) for bound in (1.0, low))
     v = np.concatenate(([1.0], kinks[least:most], [low]))
     ranks = np.arange(least, most + 1)
-    # Once per kink, from above; from below it is one component more, with τ = τ̄.
+    # Once per kink, from above; from below there is one component more, with τ = τ̄.
     f, g = _energy(v, np.concatenate(([least], ranks)), lam, alpha)
     jump = float(_phi(np.asarray(tau_bar), alpha))
     f_low, g_low = f[1:], g[1:]
-    f_high, g_high = f[:-1].copy(), g[:-1].copy()
-    f_high[1:] += jump
-    g_high[1:] += tau_bar
+    f_high = f[:-1] + jump
+    f_high[0] = f[0]
 
     found = np.minimum(f_low, f_high)
     where = np.where(f_low <= f_high, v[1:], v[:-1])
     tangent = np.where(g_low < 0.0, f_low + g_low * np.log(v[:-1] / v[1:]), np.inf)
     for i in np.flatnonzero(tangent < found.min()):
-        inside = _interior(v[i + 1], v[i], g_high[i], lam, int(ranks[i]), alpha)
+        inside = _interior(v[i + 1], v[i], lam, int(ranks[i]), alpha)
         tangent[i] = np.inf
         if inside is None:
             continue
@@ -243,19 +242,26 @@ def _minimise(lam: Array, low: float, alpha: float, tau_bar: float, error: float
 
 
 def _energy(v: Array, ranks: NDArray[np.int_], lam: Array, alpha: float) -> tuple[Array, Array]:
-    """F and dF/du at each of `v`, with `ranks` components retained."""
+    """F and dF/du at each of `v`, with `ranks` components retained.
+
+    x − τ is computed as 1 + α + α/τ: both can be 1e15 times larger than their difference.
+    """
     most = int(ranks.max())
+    rest = np.append(np.cumsum(lam[::-1])[::-1], 0.0)[ranks] / v
     retained = np.arange(most) < ranks[:, None]
     tau = _tau(lam[:most] / v[:, None], alpha)
-    f = len(lam) * (1.0 / v + np.log(v)) + np.sum(_phi(tau, alpha), axis=1, where=retained)
-    g = len(lam) * (1.0 - 1.0 / v) + np.sum(tau, axis=1, where=retained)
+    spent = 1.0 + alpha + alpha / tau
+    gained = np.log1p(tau) + alpha * np.log1p(tau / alpha)
+    f = rest + len(lam) * np.log(v) + np.sum(spent + gained, axis=1, where=retained)
+    g = len(lam) - rest - np.sum(spent, axis=1, where=retained)
     return f, g
 
 
 def _slope(u: float, lam: Array, rank: int, alpha: float) -> float:
     """dF/du at v = e^u with `rank` components retained."""
     tau = _tau(lam[:rank] * math.exp(-u), alpha)
-    return len(lam) * (1.0 - math.exp(-u)) + float(tau.sum())
+    rest = float(lam[rank:].sum()) * math.exp(-u)
+    return len(lam) - rest - rank * (1.0 + alpha) - float(np.sum(alpha / tau))
 
 
 def _bend(u: float, lam: Array, rank: int, alpha: float) -> float:
@@ -265,13 +271,13 @@ def _bend(u: float, lam: Array, rank: int, alpha: float) -> float:
     return float(lam[rank:].sum()) * math.exp(-u) - float(drop.sum())
 
 
-def _interior(
-    lower: float, upper: float, g_upper: float, lam: Array, rank: int, alpha: float
-) -> float | None:
-    """The one minimum of F inside a stretch where dF/du < 0 at `lower`, if there is one."""
+def _interior(lower: float, upper: float, lam: Array, rank: int, alpha: float) -> float | None:
+    """The one minimum of F inside a stretch, if there is one: where dF/du rises through 0."""
     a, b = math.log(lower), math.log(upper)
     rest = (lam, rank, alpha)
-    if g_upper <= 0.0:
+    if _slope(a, *rest) >= 0.0:
+        return None
+    if _slope(b, *rest) <= 0.0:
         # The slope ends below zero too, but may have had a peak above zero in between.
         if not _bend(a, *rest) > 0.0 > _bend(b, *rest):
             return None

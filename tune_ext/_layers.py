@@ -137,7 +137,8 @@ def _evaluated(layer: Any) -> Any:
         if isinstance(hook, SpectralNorm) and hook.name == "weight":
             return hook.compute_weight(layer, do_power_iteration=False)
         if isinstance(hook, BasePruningMethod) and hook._tensor_name == "weight":
-            return hook.apply_mask(layer)
+            mask: Any = hook
+            return mask.apply_mask(layer)
     modes: dict[nn.Module, bool] = {}
     if parametrize.is_parametrized(layer, "weight"):
         modes = {step: step.training for step in layer.get_submodule(_PARAMETRISED).modules()}

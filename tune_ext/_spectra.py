@@ -29,6 +29,8 @@ _COLUMNS = 2304
 #: The error of a Gram matrix's eigenvalues, in units of rounding: that of the product
 #: relative to their mean, that of the eigenvalue solver relative to the largest.
 _PRODUCT_ERROR, _SOLVER_ERROR = 12.0, 16.0
+#: What counts as 0 beside the largest singular value, in float64 roundings for each column.
+_ZERO = 8.0
 
 
 class Unfolding(NamedTuple):
@@ -139,7 +141,7 @@ def _from_qr(unfolding: Unfolding) -> Spectrum | None:
     for panel in unfolding.panels(torch.float64):
         upper = torch.linalg.qr(torch.cat((upper, panel.T / unit)), mode="r").R
     values = torch.linalg.svdvals(upper).cpu().numpy()
-    values[values <= columns * np.finfo(np.float64).eps * values[0]] = 0.0
+    values[values <= _ZERO * columns * np.finfo(np.float64).eps * values[0]] = 0.0
     squares = np.zeros(rows)
     squares[: len(values)] = values**2
     return Spectrum(squares, rows, columns, unit=unit)

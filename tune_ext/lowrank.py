@@ -173,11 +173,12 @@ def knowledge_gain(
 def _real_tensor(values: Any, name: str) -> Tensor:
     """`values` as a tensor of real numbers, outside of any gradient."""
     try:
-        tensor = torch.as_tensor(values).detach()
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError(f"{name} must be an array of real numbers: {error}") from error
     if tensor.is_complex():
         raise InvalidTypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+    tensor = tensor.detach()
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
