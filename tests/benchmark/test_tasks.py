@@ -133,6 +133,8 @@ def test_bad_options_are_refused_with_the_value(options, message):
         ({"lr": math.nan}, "nan"),
         ({"lr": -1.0}, r"-1\.0"),
         ({"lr": "1e-3"}, "1e-3"),
+        ({"lr": None}, "None"),
+        ({"lr": True}, "True"),
         ({"weight_decay": math.inf}, "inf"),
     ],
 )
@@ -276,10 +278,21 @@ def test_a_damaged_data_set_is_an_error_at_the_start(tmp_path):
         task.start({}, seed=0)
 
 
-def test_files_of_another_data_set_are_an_error_at_the_start(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        (FILES[1], np.zeros(299)),
+        (FILES[1], np.full(300, 10)),
+        (FILES[2], np.zeros((50, 32, 32))),
+        (FILES[3], np.zeros(0)),
+    ],
+)
+def test_files_of_another_data_set_are_an_error_at_the_start(tmp_path, name, array):
     write_fashion(tmp_path)
-    (tmp_path / FILES[1]).write_bytes(idx_bytes(np.zeros(299)))
-    task = tasks.create("fashion-mnist-resnet", data_dir=str(tmp_path), train_size=100)
+    (tmp_path / name).write_bytes(idx_bytes(array))
+    task = tasks.create(
+        "fashion-mnist-resnet", data_dir=str(tmp_path), train_size=100, validation_size=9
+    )
     with pytest.raises(DataNotFoundError, match="not Fashion-MNIST"):
         task.start({}, seed=0)
 
@@ -433,6 +446,9 @@ def test_states_that_do_not_belong_are_refused(small):
         small.start({}, seed=1).load_state_dict(state)
     with pytest.raises(StateError, match="optimizer"):
         tasks.create("digits-cnn", optimizer="sgd").start({}, seed=0).load_state_dict(state)
+    lacking = {k: v for k, v in state.items() if k not in ("epoch", "network")}
+    with pytest.raises(StateError, match="lacks epoch, network"):
+        small.start({}, seed=0).load_state_dict(lacking)
     other = dict(state, network=build(lambda: ResNet(1, 10, 4, (1,)), seed=0).state_dict())
     with pytest.raises(StateError, match="another network"):
         small.start({}, seed=0).load_state_dict(other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
@@ -124,7 +125,8 @@ class ImageTask(Task):
         values = dict(self.default_config)
         for name, value in config.items():
             check_choice("a name in config", name, values)
-            if isinstance(value, bool | str) or not math.isfinite(value) or value < 0:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value < 0:
                 raise InvalidValueError(
                     f"config[{name!r}] must be a finite number of at least 0, got {value!r}"
                 )

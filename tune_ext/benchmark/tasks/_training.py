@@ -191,8 +191,10 @@ class ImageRun:
                 f"state must have version {_STATE_VERSION}, got {state.get('version')!r}"
             )
         for name, own in (("seed", self._seed), ("optimizer_name", self._settings.optimizer)):
-            if state[name] != own:
-                raise StateError(f"state must have {name} {own!r}, got {state[name]!r}")
+            if state.get(name) != own:
+                raise StateError(f"state must have {name} {own!r}, got {state.get(name)!r}")
+        if lost := {"epoch", "diverged", "network", "optimizer", "meter"} - state.keys():
+            raise StateError(f"state lacks {', '.join(sorted(lost))}")
         try:
             self._network.load_state_dict(state["network"])
             self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

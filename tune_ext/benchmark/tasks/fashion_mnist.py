@@ -43,10 +43,11 @@ def _folders(data_dir: str | None) -> Iterator[Path]:
 
 def _read(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     pixels, classes = read_idx(images, 3), read_idx(labels, 1).astype(np.int64)
-    if pixels.shape[1:] != (28, 28) or len(pixels) != len(classes) or classes.max() > 9:
+    fits = pixels.shape == (len(classes), 28, 28) and len(classes) > 0
+    if not fits or classes.max() > 9:
         raise DataNotFoundError(
             f"{images} and {labels} are not Fashion-MNIST: they hold images of "
-            f"{pixels.shape[1:]} and labels of shape {classes.shape}; fetch them again"
+            f"shape {pixels.shape} and labels of shape {classes.shape}; fetch them again"
         )
     return pixels, classes
 
