@@ -108,7 +108,8 @@ class AutoHyperScheduler(FIFOScheduler):
         metric = self._watched or "response_mean"
         if epoch >= self.probe_epochs or is_diverged(result, metric):
             return str(self.STOP)
-        result[SLOTS_KEY] = _slots(trial)
+        if ray.is_initialized():
+            result[SLOTS_KEY] = _slots(trial)
         return str(self.CONTINUE)
 
     def on_trial_complete(
