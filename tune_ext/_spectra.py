@@ -57,9 +57,9 @@ class Unfolding(NamedTuple):
         return a * b, c * d
 
     def panels(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The wide matrix in pieces of some columns, each L × at most `_COLUMNS`."""
+        """The wide matrix in pieces of some columns, each at most a quarter of it."""
         rows, columns = self.shape
-        width = min(_COLUMNS, (columns + 1) // 2)
+        width = min(_COLUMNS, -(-columns // 4))
         for outer in torch.split(self.view, max(1, width // self.view.shape[3]), dim=2):
             for piece in torch.split(outer, width, dim=3):
                 if piece.dtype == dtype:

@@ -10,6 +10,7 @@ that might hide something lower is searched by golden section.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -48,14 +49,14 @@ def free_energy(variance, s, rows, columns, retained):
     return (
         np.sum(noise - np.log(noise))
         + missing * np.log(variance)
-        + np.sum(signal - t)
+        + np.sum(1 + alpha + alpha / t)  # x − τ, without the cancellation
         + np.sum(np.log((t + 1) / signal))
         + alpha * np.sum(np.log(t / alpha + 1))
     )
 
 
 def polish(variance, s, rows, columns, retained):
-    """The root of dF/d ln σ² beside a minimum that is known to about 1e-7.
+    """The root of dF/d ln σ² beside a minimum that is known roughly.
 
     The derivative is the complex step's: Im F(σ² e^{ih}) / h, exact to rounding.
     """
@@ -64,8 +65,8 @@ def polish(variance, s, rows, columns, retained):
         return free_energy(np.exp(u + 1e-30j), s, rows, columns, retained).imag
 
     u = math.log(variance)
-    if slope(u - 1e-5) < 0 < slope(u + 1e-5):
-        u = brentq(slope, u - 1e-5, u + 1e-5, xtol=1e-15)
+    if slope(u - 1e-3) < 0 < slope(u + 1e-3):
+        u = brentq(slope, u - 1e-3, u + 1e-3, xtol=1e-15)
     return math.exp(u)
 
 
@@ -86,7 +87,7 @@ def search(s, rows, columns, kind):
 
     found = []  # (free energy, σ², retained)
     cells = []
-    for high, low in zip(edges[:-1], edges[1:], strict=True):
+    for high, low in pairwise(edges):
         retained = int(np.count_nonzero(kinks > low))
         grid = np.geomspace(low, high, GRID)
         grid[0], grid[-1] = low, high
@@ -117,12 +118,13 @@ def reference_evbmf(matrix, kind="published"):
     if y.shape[0] > y.shape[1]:
         y = y.T
     rows, columns = y.shape
-    s = np.linalg.svd(y, compute_uv=True)[1]
-    s[s <= columns * np.finfo(np.float64).eps * s[0]] = 0.0
+    unit = np.abs(y).max() or 1.0
+    s = np.linalg.svd(y / unit, full_matrices=False)[1]
+    s[s <= 8 * columns * np.finfo(np.float64).eps * s[0]] = 0.0
     variance, retained = search(s, rows, columns, kind)
     kept = s[:retained]
     if variance == 0.0:
-        return kept, 0.0
+        return unit * kept, 0.0
     a = 1 - (rows + columns) * variance / kept**2
     b = 4 * rows * columns * variance**2 / kept**4
-    return kept / 2 * (a + np.sqrt(a**2 - b)), variance
+    return unit * kept / 2 * (a + np.sqrt(a**2 - b)), variance * unit * unit
