@@ -14,7 +14,7 @@ from tune_ext.benchmark import tasks
 from tune_ext.benchmark.methods import METHODS, missing
 from tune_ext.benchmark.progress import make_observer
 from tune_ext.benchmark.records import RecordStore
-from tune_ext.benchmark.report import COLUMNS, TaskReport, write_report
+from tune_ext.benchmark.report import COLUMNS, TaskReport, not_run, write_report
 from tune_ext.benchmark.runner import default_jobs, run_study
 from tune_ext.benchmark.study import find_study, load_study, parse_seeds
 from tune_ext.errors import TuneExtError
@@ -106,6 +106,8 @@ def _print_report(store: RecordStore) -> None:
             print(sentence)
         for failure in part.failures:
             print(f"failure: {failure}")
+    for line in not_run(store.load_settings()):
+        print(f"not run: {line}")
     print()
     print("Written: " + ", ".join(str(path) for path in [store.path, *written]))
 

@@ -30,7 +30,7 @@ def test_rows_are_sorted_by_test_error_and_those_without_come_last():
 def test_the_page_has_table_verdict_failures_and_conditions(tmp_path):
     store = RecordStore(tmp_path)
     study = make_study(methods=("default", "random", "autohyper"), title="The title")
-    store.open(study)
+    store.open(study, {"bohb": "no hpbandster"})
     for seed in (0, 1):
         store.append(make_record("random", seed, (0.3 + 0.01 * seed,)))
         no_search = {"anytime": [], "epochs_used": 0}
@@ -45,6 +45,7 @@ def test_the_page_has_table_verdict_failures_and_conditions(tmp_path):
     assert "* autohyper, seed 1: why" in page
     assert "10 training epochs for each search" in page
     assert "(comparison.svg)" in page
+    assert "Not run here: bohb: no hpbandster." in page
     assert files[1].read_bytes().startswith(b"\x89PNG")
     svg = files[2].read_text()
     assert svg.lstrip().startswith("<?xml")

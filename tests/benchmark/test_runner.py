@@ -3,15 +3,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.benchmark.examples import FAKE, make_study
-from tune_ext.benchmark.methods import METHODS
+from tune_ext.benchmark.methods import METHODS, missing
 from tune_ext.benchmark.processes import WorkerProcess, descendants
 from tune_ext.benchmark.records import RecordStore
-from tune_ext.benchmark.runner import CellRun, Phase, check_ready, run_study
+from tune_ext.benchmark.runner import CellRun, Phase, run_study
 from tune_ext.benchmark.study import Cell, TaskSpec
 from tune_ext.errors import InvalidValueError, MissingDependencyError
 
@@ -23,13 +24,16 @@ class Silent:
 
     def __init__(self, stop_after=None):
         self.stop_after = stop_after
-        self.before, self.finished, self.ticks = [], [], 0
+        self.before, self.finished, self.lacking = [], [], {}
 
     def begin(self, study, total, finished, jobs):
         self.before, self.total = list(finished), total
 
+    def unavailable(self, name, why):
+        self.lacking[name] = why
+
     def tick(self, running):
-        self.ticks += 1
+        pass
 
     def finish_cell(self, record):
         self.finished.append(record)
@@ -253,14 +257,25 @@ def test_descendants_are_found():
         child.wait()
 
 
-def test_what_cannot_run_is_told_before_anything_runs(tmp_path, monkeypatch):
+def test_mistakes_are_told_before_anything_runs(tmp_path):
     with pytest.raises(InvalidValueError, match="no method 'nothing'"):
-        check_ready(make_study(methods=("nothing",)))
+        run(tmp_path, methods=("random", "nothing"))
     with pytest.raises(MissingDependencyError, match="fetch it"):
-        check_ready(make_study(tasks=(TaskSpec(FAKE, {"absent": True}),)))
+        run(tmp_path, tasks=(TaskSpec(FAKE, {"absent": True}),))
     with pytest.raises(InvalidValueError, match="jobs"):
         run(tmp_path, jobs=0)
     assert searches(tmp_path) == []
+
+
+def test_a_method_that_cannot_run_here_is_named_and_the_others_run(tmp_path, monkeypatch):
+    lacking = replace(METHODS["bohb"], needs={"no_such_module": "pip install it"})
+    monkeypatch.setitem(METHODS, "bohb", lacking)
+    observer = Silent()
+    records = run(tmp_path, observer, methods=("bohb", "random"), seeds=(0,))
+    assert [r.method for r in records] == ["random"]
+    why = "no_such_module is not installed: pip install it"
+    assert observer.lacking == {"bohb": why}
+    assert RecordStore(tmp_path / "out").load_settings()["unavailable"] == {"bohb": why}
 
 
 # The real thing: Ray, every method, on a task that is a formula
@@ -272,7 +287,7 @@ def comparison(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison")
     study = make_study(
         tasks=(TaskSpec(FAKE, {"epochs": 6, "nan_above": 0.05}),),
-        methods=tuple(METHODS),
+        methods=tuple(name for name in METHODS if not missing(name)),
         seeds=(0,),
         budget=47,
         final_seeds=2,
@@ -303,7 +318,8 @@ def test_methods_share_their_configurations(comparison):
     for method in ("random", "asha", "hyperband"):
         # which trial reports first may differ; what is drawn may not
         assert set(drawn(method)) <= set(stream), method
-    assert set(stream[:3]) <= set(drawn("bohb"))
+    if "bohb" in comparison:
+        assert set(stream[:3]) <= set(drawn("bohb"))
 
 
 def test_screening_trains_the_best_to_full_length(comparison):

@@ -104,6 +104,10 @@ class PlainProgress:
         again = f"; {len(finished)} done before" if finished else ""
         self._write(f"{study.title}: {total} cells, {jobs} at once{again}")
 
+    def unavailable(self, name: str, why: str) -> None:
+        """Say what cannot run here."""
+        self._write(f"NOT RUN: {name}: {why}")
+
     def tick(self, running: Sequence[CellRun]) -> None:
         """Say what is running, now and then."""
         if time.monotonic() < self._next:
@@ -162,6 +166,10 @@ class LiveProgress:
         """Show the title."""
         self._count.begin(total, finished, jobs)
         self._live.console.print(f"[bold]{study.title}[/bold]: {total} cells, {jobs} at once")
+
+    def unavailable(self, name: str, why: str) -> None:
+        """Say what cannot run here."""
+        self._live.console.print(f"[bold]not run[/bold]: {name}: {why}")
 
     def tick(self, running: Sequence[CellRun]) -> None:
         """Remember what is running, for the next drawing."""

@@ -242,8 +242,12 @@ class RecordStore:
         self.path = self.directory / "records.jsonl"
         self.study_path = self.directory / "study.json"
 
-    def open(self, study: Study) -> list[CellRecord]:
+    def open(self, study: Study, unavailable: Mapping[str, str] | None = None) -> list[CellRecord]:
         """Begin or go on with `study`; returns what is finished already.
+
+        Args:
+            study: Its settings must be those of the records.
+            unavailable: Methods and tasks that cannot run here, and why; for the report.
 
         Raises:
             InvalidValueError: The directory belongs to a study with other settings.
@@ -263,6 +267,7 @@ class RecordStore:
         text = {"schema": "tune-ext.study", "version": VERSION, "title": study.title}
         whole = {**text, "description": study.description, "settings": now}
         whole |= {"methods": list(study.methods), "seeds": list(study.seeds)}
+        whole |= {"unavailable": dict(unavailable or {})}
         temporary = self.study_path.with_suffix(".tmp")
         temporary.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.study_path)

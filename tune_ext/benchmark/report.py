@@ -13,7 +13,15 @@ from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.stats import MethodSummary, summarize, verdict
 from tune_ext.errors import StateError
 
-__all__ = ["COLUMNS", "TaskReport", "build_report", "markdown", "table_rows", "write_report"]
+__all__ = [
+    "COLUMNS",
+    "TaskReport",
+    "build_report",
+    "markdown",
+    "not_run",
+    "table_rows",
+    "write_report",
+]
 
 COLUMNS = (
     "method",
@@ -100,8 +108,14 @@ def markdown(title: str, study: dict[str, Any], parts: Sequence[TaskReport]) -> 
         name = _picture(part, parts)
         lines += ["", f"![Anytime validation error and test error]({name}.svg)", ""]
         lines += _failures(part)
+        lines += [f"Not run here: {line}." for line in not_run(study)]
         lines += _conditions(part, study)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def not_run(study: dict[str, Any]) -> list[str]:
+    """Methods and tasks that could not run where the study ran last, each with the reason."""
+    return [f"{name}: {why}" for name, why in study.get("unavailable", {}).items()]
 
 
 def _failures(part: TaskReport) -> list[str]:

@@ -14,7 +14,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -33,9 +33,10 @@ from tune_ext.benchmark.records import (
 from tune_ext.benchmark.study import Cell, Study
 from tune_ext.errors import InvalidValueError, MissingDependencyError
 
-__all__ = ["CellRun", "Observer", "Phase", "check_ready", "default_jobs", "run_study"]
+__all__ = ["CellRun", "Observer", "Phase", "default_jobs", "run_study", "split_available"]
 
-# What a worker needs before anything is imported in it.
+# What a worker needs before anything is imported in it. Torch takes its number of threads
+# from OMP_NUM_THREADS, and Ray hands that on to the processes of its trials.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -65,6 +66,9 @@ class Observer(Protocol):
 
     def begin(self, study: Study, total: int, finished: Sequence[CellRecord], jobs: int) -> None:
         """The study begins; `finished` was done before."""
+
+    def unavailable(self, name: str, why: str) -> None:
+        """A method or task of the study cannot run here."""
 
     def tick(self, running: Sequence[CellRun]) -> None:
         """Called a few times a second."""
@@ -284,20 +288,24 @@ class _Job:
         self._drop()
 
 
-def check_ready(study: Study) -> None:
-    """Raise unless every task and method of the study can run here.
+def split_available(study: Study) -> tuple[Study, dict[str, str]]:
+    """What of a study can run here, and why the rest cannot.
+
+    Returns:
+        The study with what can run, and the others: name → what is missing.
 
     Raises:
         InvalidValueError: A task or method is unknown.
-        MissingDependencyError: Something is not installed, or data is missing.
+        MissingDependencyError: Nothing is left.
     """
     check_methods(study.methods)
-    problems = [f"method {m}: {why}" for m in study.methods if (why := missing(m))]
-    for spec in study.tasks:
-        if why := spec.create().missing():
-            problems.append(f"task {spec.name}: {why}")
-    if problems:
-        raise MissingDependencyError("; ".join(problems))
+    problems = {m: why for m in study.methods if (why := missing(m))}
+    problems |= {t.name: why for t in study.tasks if (why := t.create().missing())}
+    methods = tuple(m for m in study.methods if m not in problems)
+    tasks = tuple(t for t in study.tasks if t.name not in problems)
+    if not methods or not tasks:
+        raise MissingDependencyError("; ".join(f"{n}: {why}" for n, why in problems.items()))
+    return replace(study, methods=methods, tasks=tasks), problems
 
 
 def run_study(
@@ -310,6 +318,9 @@ def run_study(
 ) -> list[CellRecord]:
     """Run every cell that has no record yet, and return the records of all cells.
 
+    A method or task that cannot run here is told to the observer and noted in the
+    directory, and the others run.
+
     Args:
         study: What to run.
         store: Where the records are; finished cells are not run again.
@@ -319,18 +330,20 @@ def run_study(
 
     Raises:
         InvalidValueError: The directory holds another study; a name is unknown.
-        MissingDependencyError: A task or method cannot run here.
+        MissingDependencyError: No task or no method can run here.
         StateError: The records are damaged, or another process is writing them.
     """
     if jobs < 1:
         raise InvalidValueError(f"jobs must be at least 1, got {jobs!r}")
-    check_ready(study)
+    runnable, unavailable = split_available(study)
     with store.locked():
-        finished = {r.key: r for r in store.open(study)}
-        cells = study.cells()
+        finished = {r.key: r for r in store.open(study, unavailable)}
+        cells = runnable.cells()
         before = [finished[c.key] for c in cells if c.key in finished]
         waiting = deque(c for c in cells if c.key not in finished)
         observer.begin(study, len(cells), before, jobs)
+        for name, why in unavailable.items():
+            observer.unavailable(name, why)
         logs = store.directory / "logs"
         if waiting:
             logs.mkdir(exist_ok=True)

@@ -44,7 +44,6 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
             journal: A file that gets one line for every epoch trained, whatever Ray makes
                 of its result: the count that budgets are checked against.
         """
-        _single_thread()
         self._task, self._seed, self._journal = task.create(), seed, journal
         self._begin(config)
 
@@ -77,13 +76,6 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         """Start over with another configuration, in this process."""
         self._begin(new_config)
         return True
-
-
-def _single_thread() -> None:
-    import torch
-
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
 
 
 class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped

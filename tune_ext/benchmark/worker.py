@@ -161,9 +161,6 @@ class _Worker:
 
     def evaluate(self, request: dict[str, Any]) -> None:
         """Train a configuration at full length from scratch, and test it once a seed."""
-        import torch
-
-        torch.set_num_threads(1)
         task = TaskSpec(**request["task"]).create()
         tests = []
         for number, seed in enumerate(request["seeds"]):
