@@ -127,7 +127,7 @@ def test_a_finite_number_of_samples_keeps_room_for_the_final_trial(run: Any) -> 
 
 def test_a_retried_trial_is_one_trial(run: Any, tmp_path: Path) -> None:
     search = AutoHyperSearch(probe_epochs=3, max_probes=3)
-    analysis = run(trainables.fails_once, search_alg=search, scheduler=ends(), max_failures=2)
+    run(trainables.fails_once, search_alg=search, scheduler=ends(), max_failures=2)
     assert (tmp_path / "failed").exists()
     assert search.best_config == answer(max_probes=3)
 
