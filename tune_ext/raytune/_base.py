@@ -6,18 +6,21 @@ import json
 import math
 import os
 import secrets
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ray.tune.result import DEFAULT_METRIC
-from ray.tune.search import Searcher
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = [
     "RESERVED_KEY",
+    "PendingLimit",
+    "Polls",
     "StatefulSearcher",
     "as_number",
     "check_choice",
@@ -141,6 +144,43 @@ class StatefulSearcher(Searcher):
             raise StateError(f"{where} is damaged: {error!r}; it was left alone") from error
 
 
+class Polls:
+    """Notices that Ray has nothing to run and waits for a suggestion.
+
+    It then asks once a second, where it otherwise asks several times.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+        self._slow = 0
+
+    def blocked(self) -> bool:
+        """Note one more question; tell whether the last ones all came a second apart."""
+        now = time.monotonic()
+        self._slow = self._slow + 1 if 0.9 < now - self._last < math.inf else 0
+        self._last = now
+        return self._slow >= 5
+
+
+class PendingLimit(ConcurrencyLimiter):
+    """Tells Ray how many pending trials it may keep; limits nothing.
+
+    Ray gives a custom searcher one pending trial at a time, unless it meets a
+    ConcurrencyLimiter on its way along the attribute ``searcher``. This object ends that
+    chain: it has no such attribute itself, and passes the files on to the real searcher.
+    """
+
+    def __init__(self, owner: StatefulSearcher, max_concurrent: int) -> None:
+        self.owner = owner
+        self.max_concurrent = max_concurrent
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        self.owner.save_to_dir(checkpoint_dir, session_str)
+
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        self.owner.restore_from_dir(checkpoint_dir)
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document so that a reader sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -172,11 +212,18 @@ def as_number(value: Any) -> float | None:
 def is_diverged(result: Mapping[str, Any], metric: str | None) -> bool:
     """Tell whether a result says that training has diverged.
 
-    It does when its ``diverged`` is true, or its metric is there but no finite number.
+    It does when its ``diverged`` is true, or its metric is a number that is not finite.
+
+    >>> is_diverged({"loss": float("inf")}, "loss"), is_diverged({"loss": None}, "loss")
+    (True, False)
     """
+    value = result.get(metric) if metric is not None else None
     if bool(result.get("diverged", False)):
         return True
-    return metric is not None and metric in result and as_number(result[metric]) is None
+    try:
+        return value is not None and not math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def role_of(config: Mapping[str, Any] | None) -> str:

@@ -10,8 +10,6 @@ else. They share nothing but the key ``tune_ext`` of every suggested configurati
 from __future__ import annotations
 
 import logging
-import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +17,7 @@ from typing import Any, Literal
 
 import ray
 from ConfigSpace import ConfigurationSpace
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import Searcher
 
 from tune_ext._random import check_seed
 from tune_ext.autohyper import AutoHyper, Explanation, Probe
@@ -27,6 +25,8 @@ from tune_ext.errors import InvalidValueError
 from tune_ext.raytune._autohyper_start import check_mapping, core_parameters, initial_points
 from tune_ext.raytune._base import (
     RESERVED_KEY,
+    PendingLimit,
+    Polls,
     StatefulSearcher,
     as_number,
     check_count,
@@ -56,43 +56,6 @@ class _Trial:
     restored: bool = False
 
 
-class _Polls:
-    """Notices that Ray has nothing to run and waits for a suggestion.
-
-    It then asks once a second, where it otherwise asks several times.
-    """
-
-    def __init__(self) -> None:
-        self._last = -math.inf
-        self._slow = 0
-
-    def blocked(self) -> bool:
-        """Note one more question; tell whether the last ones all came a second apart."""
-        now = time.monotonic()
-        self._slow = self._slow + 1 if 0.9 < now - self._last < math.inf else 0
-        self._last = now
-        return self._slow >= 5
-
-
-class _PendingLimit(ConcurrencyLimiter):
-    """Tells Ray how many pending trials it may keep; limits nothing.
-
-    Ray gives a custom searcher one pending trial at a time, unless it meets a
-    ConcurrencyLimiter on its way along the attribute ``searcher``. This object ends that
-    chain: it has no such attribute itself, and passes the files on to the real searcher.
-    """
-
-    def __init__(self, owner: AutoHyperSearch, max_concurrent: int) -> None:
-        self.owner = owner
-        self.max_concurrent = max_concurrent
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
-        self.owner.save_to_dir(checkpoint_dir, session_str)
-
-    def restore_from_dir(self, checkpoint_dir: str) -> None:
-        self.owner.restore_from_dir(checkpoint_dir)
-
-
 class AutoHyperSearch(StatefulSearcher):
     """Find a learning rate (and more) from training weights alone, with no validation data.
 
@@ -115,8 +78,9 @@ class AutoHyperSearch(StatefulSearcher):
             moved into their bounds; others in the middle of theirs.
         scale: Parameter → factor of one step: 1.45, and 2 for a weight decay.
         probe_epochs: Epochs of a probe, in units of `time_attr`.
-        max_concurrent: Most probes at a time. None: all that the next move needs, and beyond
-            them only what the cluster has room for.
+        max_concurrent: Most probes at a time; workers that the next move leaves idle probe
+            ahead, up to this number. None: all that the next move needs, and ahead of it
+            only what the cluster has room for.
         final_trials: How many trials train the chosen configuration to the end; 0 for none.
         seed: Accepted as everywhere; the search draws no random numbers.
         points_to_evaluate: Configurations to probe first besides the start.
@@ -168,9 +132,10 @@ class AutoHyperSearch(StatefulSearcher):
         self._core: AutoHyper | None = None
         self._queue: list[Probe] = []
         self._trials: dict[str, _Trial] = {}
-        self._polls = _Polls()
+        self._polls = Polls()
         self._num_samples: int | None = None
         self._slots: int | None = None
+        self._outer_limit: int | None = None
         self._seen = False
         self._problem: str | None = None
         self._own_space = space is not None
@@ -178,9 +143,9 @@ class AutoHyperSearch(StatefulSearcher):
             self._build(to_parameters(space))
 
     @property
-    def searcher(self) -> _PendingLimit:
+    def searcher(self) -> PendingLimit:
         """The end of the chain along which Ray looks for a limit of pending trials."""
-        return _PendingLimit(self, self.max_concurrent or _MAX_PENDING)
+        return PendingLimit(self, self.max_concurrent or _MAX_PENDING)
 
     @staticmethod
     def convert_search_space(spec: Mapping[str, Any]) -> list[NumericParameter]:
@@ -202,7 +167,7 @@ class AutoHyperSearch(StatefulSearcher):
 
     def set_max_concurrency(self, max_concurrent: int) -> bool:
         """Learn of an outer ConcurrencyLimiter, which goes on doing the limiting itself."""
-        self.max_concurrent = min(max_concurrent, self.max_concurrent or max_concurrent)
+        self._outer_limit = max_concurrent
         return False
 
     def set_search_properties(
@@ -300,6 +265,8 @@ class AutoHyperSearch(StatefulSearcher):
 
     def _may_speculate(self, live: Sequence[_Trial]) -> bool:
         """Whether a worker would otherwise stand idle, as far as one can tell from here."""
+        if self._outer_limit is not None and len(live) >= self._outer_limit:
+            return False
         if self.max_concurrent is not None:
             return True
         if self._slots is not None:

@@ -49,8 +49,7 @@ class AutoHyperScheduler(FIFOScheduler):
         time_attr: The result that counts epochs.
         probe_epochs: Epochs of a probe; the same as the searcher's.
         max_t: Epochs of a final trial, those of its probe included.
-        metric: The response, watched for divergence; None takes the experiment's, if it has one,
-            and ``response_mean`` otherwise.
+        metric: The response, watched for divergence; None is ``response_mean``.
         mode: Accepted as by every scheduler; divergence has no direction.
 
     Raises:
@@ -79,13 +78,13 @@ class AutoHyperScheduler(FIFOScheduler):
             raise InvalidValueError(
                 f"max_t must be at least probe_epochs = {probe_epochs}, got {max_t}"
             )
-        self._watched = metric
+        self._watched = metric or "response_mean"
         self._records: FinishedProbes | None = None
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric where the constructor was given none."""
         if self._watched is None:
-            self._watched = metric
+            self._watched = metric or "response_mean"
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -105,8 +104,7 @@ class AutoHyperScheduler(FIFOScheduler):
         epoch = as_number(result.get(self.time_attr)) or 0
         if role_of(trial.config) != "probe":
             return str(self.STOP if epoch >= self.max_t else self.CONTINUE)
-        metric = self._watched or "response_mean"
-        if epoch >= self.probe_epochs or is_diverged(result, metric):
+        if epoch >= self.probe_epochs or is_diverged(result, self._watched):
             return str(self.STOP)
         if ray.is_initialized():
             result[SLOTS_KEY] = _slots(trial)
