@@ -310,11 +310,18 @@ class AutoHyper:
         if self._known.get(centre, FAILED) != FAILED:
             return centre
         real = [(self._known[p], p) for p in self._machine.used if self._known[p] != FAILED]
+        if not real and not self.finished:  # cut short before the first decision
+            return min(
+                (p for p, z in self._known.items() if z != FAILED), key=self._rank, default=None
+            )
         if not real:
             return None
         if self._rules.reuse == "positions":
             return centre  # its response was taken from another point
         return min(real, key=lambda pair: pair[0])[1]
+
+    def _rank(self, point: Point) -> tuple[float, Point]:
+        return self._known[point], point
 
     def explain(self) -> Explanation:
         """Every probe and move so far, in order, each with its reason."""
