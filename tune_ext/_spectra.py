@@ -57,16 +57,28 @@ class Unfolding(NamedTuple):
         return a * b, c * d
 
     def panels(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The wide matrix in pieces of some columns, each at most a quarter of it."""
+        """The wide matrix whole where that takes no copy, else in pieces of some columns.
+
+        Two pieces, which is as many as there are at a time, hold no more bytes than the
+        matrix in float32.
+        """
         rows, columns = self.shape
-        width = min(_COLUMNS, -(-columns // 4))
+        whole = self._whole() if self.view.dtype == dtype else None
+        if whole is not None:
+            yield whole
+            return
+        width = min(_COLUMNS, -(-2 * columns // dtype.itemsize))
         for outer in torch.split(self.view, max(1, width // self.view.shape[3]), dim=2):
             for piece in torch.split(outer, width, dim=3):
-                if piece.dtype == dtype:
-                    yield piece.reshape(rows, -1)
-                else:
-                    converted = torch.empty(piece.shape, dtype=dtype, device=piece.device)
-                    yield converted.copy_(piece).view(rows, -1)
+                converted = torch.empty(piece.shape, dtype=dtype, device=piece.device)
+                yield converted.copy_(piece).view(rows, -1)
+
+    def _whole(self) -> Tensor | None:
+        """The matrix as a 2-D view, or None if the strides do not allow one."""
+        try:
+            return self.view.view(self.shape)
+        except RuntimeError:
+            return None
 
 
 def unfold(weight: Tensor, groups: int = 1, transposed: bool = False) -> list[Unfolding]:
