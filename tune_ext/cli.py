@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.report import COLUMNS, TaskReport, not_run, write_report
 from tune_ext.benchmark.runner import default_jobs, run_study
 from tune_ext.benchmark.study import find_study, load_study, parse_seeds
-from tune_ext.errors import TuneExtError
+from tune_ext.errors import MissingDependencyError, TuneExtError
 
 __all__ = ["main"]
 
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", help="instead of the study's: names with commas between")
     compare.add_argument("--seeds", help="instead of the study's: a count, or a list like 0,3")
     compare.add_argument("--budget", type=int, help="instead of the study's: training epochs")
-    compare.add_argument("--jobs", type=int, help="cells at once (default: one a core)")
+    compare.add_argument("--jobs", type=int, help="cells at once (default: one a core, at most 8)")
     compare.add_argument("--out", help="directory of the records (default: results/ beside it)")
     compare.add_argument("--data-dir", help="where data sets are")
     compare.set_defaults(run=_compare)
@@ -65,7 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _need(*modules: str) -> None:
+    """Say now what would be missing at the end."""
+    lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise MissingDependencyError(
+            f"{' and '.join(lacking)} not installed: pip install 'tune-ext[compare]'"
+        )
+
+
 def _compare(options: argparse.Namespace) -> int:
+    _need("rich", "matplotlib")
     path = find_study(options.study)
     study = load_study(path).with_overrides(
         methods=None if options.methods is None else _names(options.methods),
@@ -93,6 +104,7 @@ def _names(text: str) -> list[str]:
 
 
 def _report(options: argparse.Namespace) -> int:
+    _need("rich", "matplotlib")
     _print_report(RecordStore(options.directory))
     return 0
 

@@ -1,5 +1,8 @@
 """Studies and records made by hand, for tests."""
 
+import time
+from pathlib import Path
+
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.study import Study, TaskSpec
 
@@ -37,3 +40,17 @@ def make_record(method="random", seed=0, test_errors=(0.1, 0.3), **changes):
         "evaluation_seconds": 1.0,
     }
     return CellRecord(**{**values, **changes})
+
+
+def is_gone(pid, patience=60.0):
+    """Whether a process ends (or is but a zombie) within so many seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmark.examples import FAKE, make_record, make_study
+from tests.benchmark.examples import FAKE, is_gone, make_record, make_study
 from tune_ext import cli
 from tune_ext.benchmark.methods import METHODS
+from tune_ext.benchmark.processes import descendants
 from tune_ext.benchmark.progress import LiveProgress, PlainProgress, time_left
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.runner import CellRun
@@ -121,30 +122,54 @@ def test_overrides_reach_the_study(study_file, tmp_path, capsys):
     assert sorted(r.seed for r in RecordStore(out).load()) == [5, 8]
 
 
-def test_stopping_it_leaves_nothing_behind_and_says_how_to_go_on(study_file, tmp_path):
-    text = STUDY.replace(FAKE, "tests.benchmark.fake:SlowTask")
-    study_file.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "tune_ext.cli", "compare", str(study_file), "--jobs", "1"]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
-    (tmp_path / "t").mkdir()
+@pytest.fixture
+def hanging(study_file, tmp_path):
+    """`tune-ext compare` in a process of its own, on a task whose epochs never end."""
+    study_file.write_text(STUDY.replace(FAKE, "tests.benchmark.fake:SlowTask"), encoding="utf-8")
+    scratch = tmp_path / "t"
+    scratch.mkdir()
     process = subprocess.Popen(
-        command,
-        cwd=root,
-        env=environment,
+        [sys.executable, "-m", "tune_ext.cli", "compare", str(study_file), "--jobs", "1"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    started = tmp_path / "results" / "logs" / "job-0.log"
-    deadline = time.monotonic() + 60
-    while not started.exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 100
+    while not descendants(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
+    yield process, scratch
+    process.kill()
+    process.communicate()
+
+
+def test_stopping_it_leaves_nothing_behind_and_says_how_to_go_on(hanging):
+    process, scratch = hanging
+    workers = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=100)
     assert process.returncode == 130
     assert "goes on where this one stopped" in error
-    assert list((tmp_path / "t").iterdir()) == []
+    assert list(scratch.iterdir()) == []
+    assert workers
+    assert all(is_gone(pid) for pid in workers)
+
+
+def test_workers_end_when_the_runner_is_killed(hanging):
+    process, _ = hanging
+    time.sleep(2)  # a worker that is just starting notices when it has started
+    workers = descendants(process.pid)
+    process.kill()
+    process.communicate()
+    assert workers
+    assert all(is_gone(pid) for pid in workers)
+
+
+def test_what_the_report_needs_is_told_first(study_file, capsys, monkeypatch):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["compare", str(study_file)]) == 2
+    assert "rich and matplotlib not installed: pip install" in capsys.readouterr().err
 
 
 def test_time_left_by_hand():

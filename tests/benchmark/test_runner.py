@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmark.examples import FAKE, make_study
+from tests.benchmark.examples import FAKE, is_gone, make_study
 from tune_ext.benchmark.methods import METHODS, missing
 from tune_ext.benchmark.processes import WorkerProcess, descendants
 from tune_ext.benchmark.records import RecordStore
@@ -184,18 +184,9 @@ def test_failures_of_every_kind_are_counted_and_the_study_goes_on(tmp_path):
     assert told["random"].failures == told["autohyper"].failures == []
 
 
-def _gone(pid):
-    for _ in range(100):
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def test_a_hanging_search_is_ended_with_all_that_it_started(tmp_path):
     run(tmp_path, methods=("asha",), seeds=(0,), stall_seconds=1.5)
-    assert _gone(int((tmp_path / "child.txt").read_text()))
+    assert is_gone(int((tmp_path / "child.txt").read_text()))
 
 
 def test_running_again_repeats_nothing(tmp_path):

@@ -10,7 +10,6 @@ import numpy as np
 
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.stats import mean_curve, summarize
-from tune_ext.errors import MissingDependencyError
 
 __all__ = ["draw"]
 
@@ -34,17 +33,12 @@ def _colour(method: str, place: int) -> str:
 def draw(records: Sequence[CellRecord], title: str, path: Path) -> list[Path]:
     """Draw one task's records into `path` with the suffixes .png and .svg.
 
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
+    Needs matplotlib, of the extra `compare`.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError(
-            "plots need matplotlib: pip install 'tune-ext[compare-base]'"
-        ) from None
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({"svg.hashsalt": "tune-ext", "font.size": 9, "svg.fonttype": "none"}):
         figure = Figure(figsize=(11, 4.2), layout="constrained")
         FigureCanvasAgg(figure)

@@ -11,7 +11,6 @@ from typing import Any, Self
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.runner import CellRun, Phase
 from tune_ext.benchmark.study import Study
-from tune_ext.errors import MissingDependencyError
 
 __all__ = ["LiveProgress", "PlainProgress", "make_observer", "time_left"]
 
@@ -140,12 +139,8 @@ class LiveProgress:
     """A table that is redrawn in place, on a terminal."""
 
     def __init__(self) -> None:
-        try:
-            from rich.live import Live
-        except ImportError:
-            raise MissingDependencyError(
-                "the live view needs rich: pip install 'tune-ext[compare-base]'"
-            ) from None
+        from rich.live import Live
+
         self._count = _Count()
         self._running: list[CellRun] = []
         self._live: Any = Live(get_renderable=self._draw, refresh_per_second=4, transient=True)

@@ -138,6 +138,10 @@ def _conditions(part: TaskReport, study: dict[str, Any]) -> list[str]:
         f"with {settings['final_seeds']} other seeds and tested once each, outside the budget. "
         f"Task options: {options}.",
         "",
+        "The curves show the lowest validation error among all epochs trained so far. A method "
+        "need not choose by it: autohyper chooses by the response alone and sees no validation "
+        "data; the others recommend the trial with the lowest validation error at its last epoch.",
+        "",
         f"{versions}; {hardware.get('processor')}, {hardware.get('cores')} cores; "
         f"revision {', '.join(revisions)}.",
         "",
@@ -157,7 +161,6 @@ def write_report(store: RecordStore) -> tuple[list[TaskReport], list[Path]]:
 
     Raises:
         StateError: There are no records, or they are damaged.
-        MissingDependencyError: matplotlib is not installed.
     """
     study = store.load_settings()
     records = _in_order(store.load(), study)

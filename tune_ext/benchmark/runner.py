@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from multiprocessing.connection import wait
@@ -46,6 +46,9 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray gives trials a lower priority than anything else on the machine: a busy machine
+    # would then slow down the searches and not the evaluations.
+    "RAY_worker_niceness": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -361,7 +364,9 @@ def run_study(
     return [finished[c.key] for c in cells]
 
 
-def _work(study: Study, crew: list[_Job], waiting: deque[Cell], observer: Observer) -> Any:
+def _work(
+    study: Study, crew: list[_Job], waiting: deque[Cell], observer: Observer
+) -> Iterator[CellRecord]:
     """Yield a record whenever a cell is finished."""
     while True:
         for job in crew:
@@ -382,7 +387,7 @@ def _work(study: Study, crew: list[_Job], waiting: deque[Cell], observer: Observ
 
 
 def default_jobs() -> int:
-    """As many cells at once as this process has cores."""
+    """As many cells at once as this process has cores, but at most 8: each needs a Ray."""
     if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
+        return min(8, len(os.sched_getaffinity(0)))
+    return min(8, os.cpu_count() or 1)

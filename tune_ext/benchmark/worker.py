@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -29,12 +30,15 @@ from tune_ext.benchmark.study import TaskSpec
 
 __all__ = ["main"]
 
+_RAY_STARTS = 3
+
 
 def main() -> None:
     """Serve cells until told to stop, or until the runner is gone."""
     pipe = Connection(int(sys.argv[1]))
     scratch = Path(sys.argv[2])
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    parent = os.getppid()
+    threading.Thread(target=_die_with_parent, args=(parent, scratch), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = _Worker(pipe, scratch)
     while True:
@@ -53,9 +57,10 @@ def main() -> None:
     worker.close()
 
 
-def _die_with_parent(parent: int) -> None:
+def _die_with_parent(parent: int, scratch: Path) -> None:
     while os.getppid() == parent:
         time.sleep(1)
+    shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -72,21 +77,34 @@ class _Worker:
             ray.shutdown()
 
     def _start_ray(self) -> None:
+        """Start this worker's own Ray; a start that fails is tried again.
+
+        Several workers look for free ports at the same time. One that loses the race must
+        not count as a failure of the method that was to run.
+        """
         if self._ray_runs:
             return
         import ray
 
-        self._pipe.send(("alive", "starting Ray"))
-        ray.init(
-            address="local",
-            num_cpus=1,
-            num_gpus=0,
-            include_dashboard=False,
-            object_store_memory=80 * 1024**2,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=str(self._scratch / "ray"),
-        )
+        for attempt in range(1, _RAY_STARTS + 1):
+            self._pipe.send(("alive", f"starting Ray, attempt {attempt}"))
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=1,
+                    num_gpus=0,
+                    include_dashboard=False,
+                    object_store_memory=80 * 1024**2,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                    _temp_dir=str(self._scratch / "ray"),
+                )
+                break
+            except (OSError, RuntimeError):
+                traceback.print_exc()
+                ray.shutdown()
+                if attempt == _RAY_STARTS:
+                    raise
         self._ray_runs = True
         self._pipe.send(("alive", "Ray started"))
 
