@@ -82,8 +82,10 @@ def evbmf(matrix: Any, *, threshold: Threshold = "published") -> Factorization:
             of real numbers. Tall matrices are transposed.
         threshold: "published" puts τ̄ at 2.5129·√α, α the shorter side over the longer, as
             the published code of autoHyper does; "exact" at the root of
-            Φ(τ) + Φ(τ/α) = 0, Φ(z) = ln(z + 1)/z − 1/2, which it approximates. They agree for
-            square matrices; at α = 1/9 the factor is 2.5925, and fewer values are retained.
+            Φ(τ) + Φ(τ/α) = 0, Φ(z) = ln(z + 1)/z − 1/2, which that approximates. They agree
+            for square matrices; at α = 1/9 the factor is 2.5925. The published one makes the
+            free energy jump where a value is retained; at the global minimum the two
+            retain the same, but for matrices in a very narrow band.
 
     Returns:
         The retained singular values, shrunk and in descending order, and the noise
@@ -179,6 +181,8 @@ def _real_tensor(values: Any, name: str) -> Tensor:
     if tensor.is_complex():
         raise InvalidTypeError(f"{name} must hold real numbers, got {tensor.dtype}")
     tensor = tensor.detach()
+    if tensor.device.type == "mps":  # no float64 there
+        tensor = tensor.cpu()
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
