@@ -77,3 +77,26 @@ class SlowTask(FakeTask):
         run = super().start(config, seed=seed)
         run.train_epoch = lambda: time.sleep(600)
         return run
+
+
+class CrashTask(FakeTask):
+    """Crashes in the second epoch of every trial whose lr is below a bound."""
+
+    name = "crash"
+
+    def __init__(self, epochs=4, below=1e-3):
+        super().__init__(epochs)
+        self.below = below
+        self.options = {"epochs": epochs, "below": below}
+
+    def start(self, config, *, seed):
+        run = super().start(config, seed=seed)
+        train = run.train_epoch
+
+        def crash():
+            if run.epoch and run.lr < self.below:
+                raise OSError("the disk is full")
+            return train()
+
+        run.train_epoch = crash
+        return run

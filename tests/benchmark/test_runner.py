@@ -130,10 +130,10 @@ def test_without_a_finite_result_the_default_is_evaluated_and_it_is_a_failure(ba
 def test_crashed_trials_and_a_diverged_final_training_are_failures():
     cell, _ = cell_run()
     cell.handle(*epoch("a", 0.1, 0.5))
-    cell.handle(*searched(errors=["OSError: x"]))
+    cell.handle(*searched(errors=["OSError: x", "OSError: y"]))
     cell.handle("evaluated", [{"seed": 1, "test_error": None}])
     assert cell.failures == [
-        "a trial crashed: OSError: x",
+        "2 of its trials crashed, the last with OSError: y",
         "the recommendation diverged at full length",
     ]
     assert cell.record().test_error == 1.0
@@ -151,6 +151,23 @@ def test_the_watchdog_knows_stalls_and_time_limits():
     cell.handle("alive", "x")
     clock.now = 26.0
     assert cell.overdue() == "not finished within 25 s"
+
+
+def test_a_search_that_fails_before_its_first_epoch_is_tried_once_more():
+    cell, _ = cell_run()
+    cell.fail("the machine was busy")
+    assert (cell.phase, cell.failures) == (Phase.SEARCH, [])
+    cell.fail("again")
+    assert cell.phase is Phase.EVALUATE
+    assert cell.failures[0] == "search, after 0 epochs: again"
+
+
+def test_a_search_that_fails_later_is_not_tried_again():
+    cell, _ = cell_run()
+    cell.journaled = 1
+    cell.fail("it hung")
+    assert cell.phase is Phase.EVALUATE
+    assert cell.failures[0] == "search, after 1 epochs: it hung"
 
 
 def test_epochs_that_were_trained_but_never_reported_count():

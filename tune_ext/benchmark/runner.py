@@ -106,6 +106,7 @@ class CellRun:
         self.started = self.last_progress = self.phase_started = self.clock()
         self._seconds = {Phase.SEARCH: 0.0, Phase.EVALUATE: 0.0}
         self._answer: dict[str, Any] | None = None
+        self._again = False
         if METHODS[self.cell.method].build is None:
             self._recommend()
 
@@ -142,7 +143,9 @@ class CellRun:
         elif kind == "searched":
             self._answer = payload["answer"]
             self.details = payload["details"]
-            self.failures += [f"a trial crashed: {e}" for e in payload["errors"]]
+            if payload["errors"]:
+                count, last = len(payload["errors"]), payload["errors"][-1]
+                self.failures.append(f"{count} of its trials crashed, the last with {last}")
             self._recommend()
         elif kind == "final":
             self.trained_finally += 1
@@ -164,9 +167,15 @@ class CellRun:
         return None
 
     def fail(self, reason: str) -> None:
-        """The present phase failed; a failed search still has its best trial evaluated."""
-        used = len(self.history)
-        if self.phase is Phase.SEARCH:
+        """The present phase failed; a failed search still has its best trial evaluated.
+
+        A search that fails before its first epoch is tried once more: on a busy machine
+        that is no fault of the method.
+        """
+        used = max(len(self.history), self.journaled)
+        if self.phase is Phase.SEARCH and not used and not self._again:
+            self._again = True
+        elif self.phase is Phase.SEARCH:
             self.failures.append(f"search, after {used} epochs: {reason}")
             self._recommend()
         else:
@@ -248,7 +257,8 @@ class _Job:
         try:
             while self.run.phase is phase and self._worker.pipe.poll():
                 kind, payload = self._worker.pipe.recv()
-                self._count_epochs()
+                if kind != "epoch":
+                    self._count_epochs()
                 self.run.handle(kind, payload)
                 if kind == "error":
                     self._drop()
@@ -257,7 +267,13 @@ class _Job:
             self._count_epochs()
             self.run.fail(self._worker.exit_reason())
             self._drop()
-        if self.run.phase is not phase and self.run.phase is Phase.EVALUATE:
+        self._go_on(phase)
+
+    def _go_on(self, phase: Phase) -> None:
+        """Start the next phase, or the same one again in a new worker."""
+        if self.run is None or self.run.phase is Phase.DONE:
+            return
+        if self.run.phase is not phase or self._worker is None:
             self.begin(self.run)
 
     def check(self) -> None:
@@ -265,11 +281,11 @@ class _Job:
         reason = self.run.overdue() if self.run is not None else None
         if reason is None or self.run is None:
             return
+        phase = self.run.phase
         self._count_epochs()
         self._drop()
         self.run.fail(reason)
-        if self.run.phase is Phase.EVALUATE:
-            self.begin(self.run)
+        self._go_on(phase)
 
     def _count_epochs(self) -> None:
         if self._worker is None or self.run is None or self.run.phase is not Phase.SEARCH:
