@@ -30,6 +30,9 @@ REDUCTION_FACTOR = 3
 BOHB_FIRST_POINTS = 3
 """How many of the shared random configurations BOHB starts with."""
 
+PROBE_EPOCHS = 5
+"""The length of autoHyper's probes, as published."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -193,11 +196,15 @@ def _autohyper(setup: Setup) -> Search:
     """
     from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 
+    probe = min(PROBE_EPOCHS, setup.max_epochs)
     # One trial at a time: speculative probes would cost budget and save no time.
     search = AutoHyperSearch(
-        space=copy.deepcopy(setup.task.space), final_trials=0, max_concurrent=1
+        space=copy.deepcopy(setup.task.space),
+        probe_epochs=probe,
+        final_trials=0,
+        max_concurrent=1,
     )
-    scheduler = AutoHyperScheduler(max_t=setup.max_epochs)
+    scheduler = AutoHyperScheduler(probe_epochs=probe, max_t=setup.max_epochs)
     return Search(
         search,
         scheduler,
