@@ -1,0 +1,159 @@
+"""The parts that go into Ray Tune, without a running Ray."""
+
+import itertools
+import math
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from tests.benchmark.examples import FAKE
+from tests.benchmark.fake import FakeTask
+from tune_ext.benchmark.methods import METHODS, Setup, missing
+from tune_ext.benchmark.study import TaskSpec
+from tune_ext.benchmark.tune_parts import (
+    BudgetStopper,
+    ScreeningScheduler,
+    StreamSearch,
+    TaskTrainable,
+    Watch,
+)
+
+SETUP = Setup(FakeTask(), budget=20, seed=3)
+
+
+def result(epoch=1, error=0.5):
+    return {"epoch": epoch, "validation_error": error}
+
+
+def test_a_stream_ends_at_its_limit_and_goes_on_after_a_restore(tmp_path):
+    expected = list(itertools.islice(SETUP.configurations(), 5))
+    search = StreamSearch(SETUP, limit=5)
+    assert [search.suggest(str(i)) for i in range(3)] == expected[:3]
+    search.save(str(tmp_path / "state"))
+    again = StreamSearch(SETUP, limit=5)
+    again.restore(str(tmp_path / "state"))
+    assert [again.suggest(str(i)) for i in range(3)] == [*expected[3:], Searcher.FINISHED]
+    again.on_trial_complete("0", result=None, error=True)
+
+
+def test_a_budget_ends_the_run_to_the_epoch():
+    seen = []
+    stopper = BudgetStopper(5, 3, lambda trial, row: seen.append((trial, row["epoch"])))
+    answers = [stopper(t, result(e)) for t, e in [("a", 1), ("a", 2), ("a", 3), ("b", 1)]]
+    assert answers == [False, False, True, False]  # a has its full length
+    assert not stopper.stop_all()
+    assert stopper("b", result(2))
+    assert stopper.stop_all()
+    assert seen == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2)]
+
+
+def test_a_run_can_be_given_up():
+    hopeless = []
+    stopper = BudgetStopper(5, None, lambda *_: None, lambda: bool(hopeless))
+    assert not stopper("a", result(99))
+    assert not stopper.stop_all()
+    hopeless.append(1)
+    assert stopper.stop_all()
+
+
+def test_crashes_in_a_row_are_hopeless_but_not_with_epochs_between():
+    watch = Watch(tolerance=3)
+    trial = SimpleNamespace(pickled_error_file=None)
+    for _ in range(4):
+        watch.on_trial_error(0, [], trial)
+        watch.on_trial_error(0, [], trial)
+        assert not watch.hopeless
+        watch.on_trial_result(0, [], trial, {})
+    for _ in range(3):
+        watch.on_trial_error(0, [], trial)
+    assert watch.hopeless
+    assert watch.errors == ["unknown"] * 11
+
+
+class Controller:
+    def __init__(self, trials):
+        self.trials = trials
+
+    def get_trials(self):
+        return self.trials
+
+
+class Trial:
+    """Hashable, as Ray's."""
+
+    def __init__(self, status="PAUSED"):
+        self.status = status
+
+
+def screened(scores, mode="min"):
+    scheduler = ScreeningScheduler(len(scores), "validation_error", mode)
+    trials = [Trial("RUNNING") for _ in scores]
+    for one, score in zip(trials, scores, strict=True):
+        decision = scheduler.on_trial_result(None, one, {"validation_error": score})
+        assert decision == TrialScheduler.PAUSE
+        one.status = "PAUSED"
+    return scheduler, trials
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None, "x"])
+def test_screening_goes_on_with_the_best_and_never_with_what_is_not_finite_first(bad):
+    scheduler, trials = screened([bad, 0.4, 0.2, 0.3])
+    order = []
+    while (chosen := scheduler.choose_trial_to_run(Controller(trials))) is not None:
+        assert scheduler.on_trial_result(None, chosen, result(2)) == TrialScheduler.CONTINUE
+        chosen.status = "TERMINATED"
+        order.append(trials.index(chosen))
+    assert order == [2, 3, 1, 0]
+
+
+def test_screening_waits_until_all_are_screened_and_runs_what_is_pending_first():
+    scheduler, trials = screened([0.4, 0.2])
+    waiting = ScreeningScheduler(3, "validation_error", "min")
+    waiting._score = dict(scheduler._score)
+    assert waiting.choose_trial_to_run(Controller(trials)) is None
+    pending = Trial("PENDING")
+    assert waiting.choose_trial_to_run(Controller([*trials, pending])) is pending
+    waiting.on_trial_complete(None, pending, {})  # diverged in its first epoch
+    pending.status = "TERMINATED"
+    assert waiting.choose_trial_to_run(Controller([*trials, pending])) is trials[1]
+
+
+def test_screening_knows_the_direction():
+    scheduler, trials = screened([0.4, 0.2, 0.9], mode="max")
+    assert scheduler.choose_trial_to_run(Controller(trials)) is trials[2]
+
+
+def test_the_trainable_resets_continues_and_ends_when_it_diverges(tmp_path):
+    made = TaskTrainable.__new__(TaskTrainable)
+    made._trial_info = None
+    spec = TaskSpec(FAKE, {"epochs": 4, "nan_above": 0.5})
+    notes = {"role": "probe"}
+    journal = tmp_path / "journal"
+    made.setup({"lr": 0.1, "tune_ext": notes}, task=spec, seed=0, journal=str(journal))
+    first = made.step()
+    second = made.step()
+    assert (first["epoch"], second["epoch"], second["done"]) == (1, 2, False)
+    made.save_checkpoint(str(tmp_path))
+    assert made.reset_config({"lr": 0.9})
+    diverged = made.step()
+    assert (diverged["epoch"], diverged["done"]) == (1, True)
+    assert made.reset_config({"lr": 0.1})
+    made.load_checkpoint(str(tmp_path))
+    assert made.step()["epoch"] == 3
+    assert len(journal.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.build and not missing(n)])
+def test_every_method_is_built_and_leaves_the_task_alone(name):
+    task = FakeTask()
+    task.space.seed(5)
+    search = METHODS[name].build(Setup(task, budget=20, seed=3))
+    config = search.search_alg.suggest("first")
+    assert 1e-6 <= config["lr"] <= 1.0
+    untouched = FakeTask()
+    untouched.space.seed(5)
+    assert task.space.sample_configuration() == untouched.space.sample_configuration()
+    if name != "autohyper":
+        assert config == next(SETUP.configurations())
