@@ -162,13 +162,14 @@ def verdict(summaries: Sequence[MethodSummary], ours: str = "autohyper") -> list
         sentences.append(
             f"{ours} is number {place + 1} of {len(ranked)}, {_percent(ranked[place].mean)}, "
             f"behind {', '.join(s.method for s in ranked[:place])}. "
-            f"Against {best.method}: " + _told(difference)
+            f"{_told(difference, against=best.method)}"
         )
     return sentences
 
 
-def _told(d: PairedDifference) -> str:
-    points = f"The difference, {100 * abs(d.mean):.2f} points"
+def _told(d: PairedDifference, against: str = "") -> str:
+    to = f" to {against}" if against else ""
+    points = f"The difference{to}, {100 * abs(d.mean):.2f} points"
     if d.seeds < 2:
         return f"{points}, is of one seed: it says nothing about noise."
     interval = f"95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f}, {d.seeds} paired seeds"
