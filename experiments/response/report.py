@@ -16,6 +16,7 @@ from scipy.stats import kendalltau, spearmanr
 from tune_ext.autohyper import AutoHyper, Parameter
 
 CHANCE = 0.1  # the accuracy that a diverged network counts for
+EARLY = "largest early validation accuracy"
 Array = NDArray[np.float64]
 CRITERIA = {
     "minus_response": "falling response",
@@ -126,7 +127,7 @@ def choices(c: Curves) -> dict[str, Any]:
 
     last = len(c.rates) - 1
     choose("best of the grid by test accuracy (not a method)", lambda s: int(c.final[s].argmax()))
-    choose("largest early validation accuracy", lambda s: int(c.early[s].argmax()))
+    choose(EARLY, lambda s: int(c.early[s].argmax()))
     choose("smallest response", lambda s: last - int(c.response[s, ::-1].argmin()))
     ends = [autohyper_choice(c.rates, row)[0] for row in c.response]
     out["autoHyper's moves on the interpolated response"] = {
@@ -155,11 +156,11 @@ def analyse(c: Curves) -> dict[str, Any]:
     }
 
 
-def spread(values: Any) -> str:
+def spread(values: Any, sign: str = "") -> str:
     """Mean ± standard error over seeds."""
     x = np.asarray(values, dtype=float)
     error = x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else float("nan")
-    return f"{x.mean():.3f} ± {error:.3f}"
+    return f"{x.mean():{sign}.3f} ± {error:.3f}"
 
 
 def tables(optimizer: str, c: Curves, found: dict[str, Any]) -> str:
@@ -193,10 +194,17 @@ def tables(optimizer: str, c: Curves, found: dict[str, Any]) -> str:
                 row.append(f"{v['of_means']:+.2f} [{v['lowest']:+.2f}, {v['highest']:+.2f}]")
                 row.append(", ".join(f"{x:+.2f}" for x in v["per_seed"]))
             lines.append(f"| {words} | {' | '.join(row)} |")
-    lines += ["", "| choice by | learning rates | test accuracy, 25 epochs |", "|---|---:|---:|"]
+    lines += [
+        "",
+        "| choice by | learning rates | test accuracy, 25 epochs | less early accuracy's |",
+        "|---|---:|---:|---:|",
+    ]
+    early = np.array(found["choices"][EARLY]["final_accuracy"])
     for name, choice in found["choices"].items():
         rates = ", ".join(f"{lr:.3g}" for lr in choice["lr"])
-        lines.append(f"| {name} | {rates} | {spread(choice['final_accuracy'])} |")
+        final = np.array(choice["final_accuracy"])
+        paired = "" if name == EARLY else spread(final - early, sign="+")
+        lines.append(f"| {name} | {rates} | {spread(final)} | {paired} |")
     return "\n".join(lines) + "\n"
 
 
