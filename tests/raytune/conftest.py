@@ -10,6 +10,8 @@ import ray
 from ray import tune
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Ray starts its workers with niceness 15: beside other work they would hardly get a turn.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
 

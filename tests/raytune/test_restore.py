@@ -45,36 +45,53 @@ class Ends(tune.Callback):
             raise RuntimeError("the driver ends here")
 
 
-@pytest.mark.parametrize("after", [9, 23])
-def test_a_restored_run_goes_on_as_if_nothing_had_happened(
-    cluster: None, tmp_path: Path, after: int
-) -> None:
-    space = {"lr": tune.loguniform(1e-6, 1.0), "home": str(tmp_path)}
+def options(home: Path, after: int) -> dict[str, Any]:
+    return {
+        "search_alg": AutoHyperSearch(probe_epochs=3, max_probes=9),
+        "scheduler": AutoHyperScheduler(probe_epochs=3, max_t=9),
+        "num_samples": -1,
+        "reuse_actors": True,
+        "config": {"lr": tune.loguniform(1e-6, 1.0), "home": str(home)},
+        "name": "experiment",
+        "storage_path": str(home),
+        "verbose": 0,
+        "callbacks": [Ends(home, after)],
+        "checkpoint_config": tune.CheckpointConfig(checkpoint_at_end=True),
+    }
+
+
+def by_tuner(home: Path, after: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    given = options(home, after)
+    names = ("search_alg", "scheduler", "num_samples", "reuse_actors")
     tuner = tune.Tuner(
         Counter,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            search_alg=AutoHyperSearch(probe_epochs=3, max_probes=9),
-            scheduler=AutoHyperScheduler(probe_epochs=3, max_t=9),
-            num_samples=-1,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="experiment",
-            storage_path=str(tmp_path),
-            verbose=0,
-            callbacks=[Ends(tmp_path, after)],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
-        ),
+        param_space=given.pop("config"),
+        tune_config=tune.TuneConfig(**{name: given.pop(name) for name in names}),
+        run_config=tune.RunConfig(**given),
     )
+    if (home / "ended").exists():
+        tuner = tune.Tuner.restore(str(home / "experiment"), trainable=Counter)
+    return [(r.config, r.metrics) for r in tuner.fit()]
+
+
+def by_run(home: Path, after: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    resume = (home / "ended").exists()
+    analysis = tune.run(Counter, resume=resume, **options(home, after))
+    return [(trial.config, trial.last_result) for trial in analysis.trials]
+
+
+@pytest.mark.parametrize(("start", "after"), [(by_tuner, 9), (by_run, 23)])
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(
+    cluster: None, tmp_path: Path, start: Any, after: int
+) -> None:
     with pytest.raises(Exception, match="the driver ends here"):
-        tuner.fit()
+        start(tmp_path, after)
     before, finished = len(notes(tmp_path)), recorded(tmp_path / "experiment")
-    results = tune.Tuner.restore(str(tmp_path / "experiment"), trainable=Counter).fit()
+    results = start(tmp_path, after)
+    assert finished
     assert not probed(notes(tmp_path)[before:]) & finished
-    final = [r for r in results if r.config["tune_ext"]["role"] == "final"]
-    assert [r.config["lr"] for r in final] == [answer(max_probes=9)["lr"]]
-    assert final[0].metrics["epoch"] == 9
+    final = [(c, m) for c, m in results if c["tune_ext"]["role"] == "final"]
+    assert [(c["lr"], m["epoch"]) for c, m in final] == [(answer(max_probes=9)["lr"], 9)]
     assert len(results) == 10
 
 

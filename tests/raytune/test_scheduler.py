@@ -153,7 +153,14 @@ def test_a_new_experiment_in_the_same_directory_starts_afresh(tmp_path: Path) ->
     later = StorageContext(str(tmp_path), experiment_dir_name="experiment")
     later._timestamp = "2099-01-01_00-00-00"
     scheduler, controller = AutoHyperScheduler(probe_epochs=2), FakeController()
-    assert controller.add(scheduler, probe(later, "a")).status == Trial.PENDING
+    again = controller.add(scheduler, probe(later, "a"))
+    assert again.status == Trial.PENDING
+    controller.report(scheduler, again, epoch(2, 0.75))
+    elsewhere = StorageContext(str(tmp_path), experiment_dir_name="another")
+    controller.report(scheduler, controller.add(scheduler, probe(elsewhere, "b")), epoch(2, 0.5))
+    for name, trial_id, value in (("experiment", "a", 0.75), ("another", "b", 0.5)):
+        records = json.loads((tmp_path / name / FILE_NAME).read_text())["probes"]
+        assert {i: r["result"]["response_mean"] for i, r in records.items()} == {trial_id: value}
 
 
 def test_an_unreadable_record_is_not_the_end(storage: Any, tmp_path: Path) -> None:

@@ -139,4 +139,4 @@ def reports_loss(config: dict[str, Any]) -> None:
 def environment() -> dict[str, str]:
     """The environment of a driver that runs in a process of its own."""
     quiet = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-    return {**os.environ, **quiet, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **quiet, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}

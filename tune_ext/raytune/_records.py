@@ -33,12 +33,13 @@ class FinishedProbes:
 
     def __init__(self, storage: Any) -> None:
         self._filesystem = storage.storage_filesystem
-        self._path = f"{storage.experiment_fs_path}/{FILE_NAME}"
-        # Ray keeps this when it resumes an experiment, and only then: it tells our file from
-        # that of an earlier experiment in the same directory.
-        self._run = str(getattr(storage, "_timestamp", ""))
+        self._path, self._run = _where(storage)
         self._records = self._read()
         self._earlier = dict(self._records)
+
+    def belongs_to(self, storage: Any) -> bool:
+        """Whether these are the records of the experiment that is stored there."""
+        return (self._path, self._run) == _where(storage)
 
     def add(self, trial: Any) -> None:
         """Record that a probe has ended with the trial's last result."""
@@ -92,6 +93,15 @@ class FinishedProbes:
             _write_whole(self._filesystem, self._path, json.dumps(document))
         except OSError as error:
             logger.warning("Cannot write %s: %r", self._path, error)
+
+
+def _where(storage: Any) -> tuple[str, str]:
+    """The file of an experiment, and what tells the experiment from others.
+
+    Ray keeps the time of its first start when it resumes an experiment, and only then; another
+    experiment in the same directory has its own.
+    """
+    return f"{storage.experiment_fs_path}/{FILE_NAME}", str(getattr(storage, "_timestamp", ""))
 
 
 def write_result(trial: Any, result: Mapping[str, Any]) -> None:

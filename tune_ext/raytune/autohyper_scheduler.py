@@ -124,7 +124,7 @@ class AutoHyperScheduler(FIFOScheduler):
         )
 
     def _recorded(self, trial: Any) -> FinishedProbes:
-        if self._records is None:
+        if self._records is None or not self._records.belongs_to(trial.storage):
             self._records = FinishedProbes(trial.storage)
         return self._records
 
