@@ -66,6 +66,9 @@ class TestTuneBOHB(SearcherConformance):
     def make(self, **options: Any) -> Any:
         return TuneBOHB(**options)
 
+    def test_another_process_gives_the_same_run(self) -> None:
+        pytest.skip("a process takes seconds, and two classes above start one")
+
     @misses("what arrives at completion never reaches its model")
     def test_the_last_result_counts_also_when_it_arrives_at_completion_alone(self) -> None:
         super().test_the_last_result_counts_also_when_it_arrives_at_completion_alone()

@@ -96,6 +96,7 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_driver_killed_twice_gives_the_same_answer(tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
     for more in (5, 21, None):

@@ -90,7 +90,7 @@ def meets_another(config: dict[str, Any]) -> None:
     """Report only after another trial has started, too."""
     home = Path(config["home"])
     (home / f"here-{tune.get_context().get_trial_id()}").touch()
-    for _ in range(600):
+    for _ in range(3000):
         if len(list(home.glob("here-*"))) >= 2:
             break
         time.sleep(0.05)
