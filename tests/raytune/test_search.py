@@ -47,6 +47,8 @@ def objective(config: dict[str, Any]) -> float:
         ({"start": {"rate": 1}}, InvalidValueError, "start names rate"),
         ({"start": {"lr": 5.0}}, InvalidValueError, "start of parameter 'lr'"),
         ({"region": "ball"}, InvalidValueError, "region must be one of"),
+        ({"constants": {"rate": 1}}, InvalidValueError, "constants names rate"),
+        ({"constants": {"plateau": 2.0}}, InvalidValueError, "plateau must be"),
         ({"points_to_evaluate": [{"lr": 7.0}]}, InvalidValueError, "lr in initial_points"),
     ],
 )
@@ -162,11 +164,20 @@ def test_the_probe_is_known_before_its_trial_ends() -> None:
 def test_a_metric_that_is_no_response_stops_the_run_with_advice() -> None:
     for bad, said in ((None, "not among the reported"), (3.2, r"is 3\.2, which is no response")):
         search = searched()
-        search.suggest("t0")
         last = {"loss": 1.0} if bad is None else result(bad)
-        search.on_trial_complete("t0", last)
+        for i in range(2):
+            assert isinstance(search.suggest(f"t{i}"), dict), "one such probe is no proof"
+            search.on_trial_complete(f"t{i}", last)
         with pytest.raises(InvalidValueError, match=said):
-            search.suggest("t1")
+            search.suggest("t2")
+
+
+def test_values_that_are_not_there_yet_are_no_mistake_of_the_users() -> None:
+    for value in (None, float("nan")):
+        search = searched(max_probes=5)
+        trials, finished = play(search, lambda c, v=value: v, trials=99, metric="response_mean")
+        assert finished
+        assert trials
 
 
 def test_once_the_metric_is_known_a_result_without_it_is_a_failure() -> None:
@@ -286,6 +297,12 @@ def test_restored_trials_that_report_are_waited_for(monkeypatch: pytest.MonkeyPa
     clock = iter(range(100))
     monkeypatch.setattr(_base.time, "monotonic", lambda: next(clock))
     assert [restored.suggest(f"new{i}") for i in range(20)] == [None] * 20
+
+
+def test_the_published_constants_can_be_changed() -> None:
+    search = searched(constants={"plateau": 0.05})
+    play(search, objective, trials=99, metric="response_mean")
+    assert search.best_config == answer(plateau=0.05) != answer()
 
 
 def test_finished_is_said_as_ray_expects_it() -> None:

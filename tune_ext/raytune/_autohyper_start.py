@@ -10,7 +10,9 @@ from tune_ext.autohyper import Parameter
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 from tune_ext.raytune._space import NumericParameter, flatten
 
-__all__ = ["check_mapping", "core_parameters", "initial_points"]
+__all__ = ["check_constants", "check_mapping", "core_parameters", "initial_points"]
+
+_CONSTANTS = ("establish_below", "plateau", "power", "shrink", "scale_tolerance", "reuse")
 
 _LEARNING_RATES = ("lr", "learning_rate", "eta")
 _WEIGHT_DECAYS = ("weight_decay", "wd")
@@ -23,6 +25,18 @@ def check_mapping(name: str, value: Any) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise InvalidTypeError(f"{name} must map parameters to numbers, got {value!r}")
     return dict(value)
+
+
+def check_constants(constants: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the argument `constants`, or raise where it names something else."""
+    if constants is not None and not isinstance(constants, Mapping):
+        raise InvalidTypeError(f"constants must be a dictionary, got {constants!r}")
+    unknown = sorted(set(constants or ()) - set(_CONSTANTS))
+    if unknown:
+        raise InvalidValueError(
+            f"constants names {', '.join(unknown)}, but there are {', '.join(_CONSTANTS)}"
+        )
+    return dict(constants or {})
 
 
 def core_parameters(

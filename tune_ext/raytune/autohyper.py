@@ -22,7 +22,12 @@ from ray.tune.search import Searcher
 from tune_ext._random import check_seed
 from tune_ext.autohyper import AutoHyper, Explanation, Probe
 from tune_ext.errors import InvalidValueError
-from tune_ext.raytune._autohyper_start import check_mapping, core_parameters, initial_points
+from tune_ext.raytune._autohyper_start import (
+    check_constants,
+    check_mapping,
+    core_parameters,
+    initial_points,
+)
 from tune_ext.raytune._base import (
     RESERVED_KEY,
     PendingLimit,
@@ -87,6 +92,8 @@ class AutoHyperSearch(StatefulSearcher):
         time_attr: The result that counts epochs.
         region: "full" (3^d points), "star" (2d + 1) or "auto".
         max_probes: End the search when it would need more.
+        constants: Other arguments of `tune_ext.AutoHyper` that shall differ from the published
+            ones: establish_below, plateau, power, shrink, scale_tolerance, reuse.
 
     Raises:
         InvalidValueError: An argument, or the space, cannot work; the message says which.
@@ -114,6 +121,7 @@ class AutoHyperSearch(StatefulSearcher):
         time_attr: str = "training_iteration",
         region: Literal["auto", "full", "star"] = "auto",
         max_probes: int | None = None,
+        constants: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(metric, mode)
         check_seed(seed)
@@ -127,7 +135,7 @@ class AutoHyperSearch(StatefulSearcher):
         self._start = check_mapping("start", start)
         self._scale = check_mapping("scale", scale)
         self._points = [dict(point) for point in points_to_evaluate or ()]
-        self._options: dict[str, Any] = {"region": region, "max_probes": max_probes}
+        self._options = {"region": region, "max_probes": max_probes, **check_constants(constants)}
         self._paths: dict[str, tuple[str, ...]] = {}
         self._core: AutoHyper | None = None
         self._queue: list[Probe] = []
@@ -137,6 +145,7 @@ class AutoHyperSearch(StatefulSearcher):
         self._slots: int | None = None
         self._outer_limit: int | None = None
         self._seen = False
+        self._unread = 0
         self._problem: str | None = None
         self._own_space = space is not None
         if space is not None:
@@ -234,7 +243,7 @@ class AutoHyperSearch(StatefulSearcher):
         return sum(trial.role == "probe" for trial in self._trials.values())
 
     def _ready(self) -> AutoHyper:
-        if self._problem is not None:
+        if self._problem is not None and self._unread > 1 and not self._seen:
             raise InvalidValueError(self._problem)
         if self._core is None:
             raise InvalidValueError(
@@ -336,10 +345,12 @@ class AutoHyperSearch(StatefulSearcher):
         response = as_number(result.get(self._metric))
         if response is not None and self._mode == "max":
             response = -response
-        usable = response is not None and 0 <= response <= 1
-        if not usable and not self._seen:
+        if response is not None and 0 <= response <= 1:
+            self._seen = True
+        elif response is not None or self._metric not in result:
+            # One such probe is that trial's trouble; two and no other, the user's mistake.
+            self._unread += 1
             self._problem = _explain_metric(self._metric, result)
-        self._seen = self._seen or usable
         self._core.tell(trial.probe, response)
 
     def _state(self) -> dict[str, Any]:
@@ -353,6 +364,7 @@ class AutoHyperSearch(StatefulSearcher):
             "own_space": self._own_space,
             "num_samples": self._num_samples,
             "seen": self._seen,
+            "unread": self._unread,
             "problem": self._problem,
             "paths": [list(path) for path in self._paths.values()],
             "core": None if self._core is None else self._core.state_dict(),
@@ -368,7 +380,7 @@ class AutoHyperSearch(StatefulSearcher):
         plain = (state["probe_epochs"], state["final_trials"], state["max_concurrent"])
         metric, mode, time_attr = state["metric"], state["mode"], state["time_attr"]
         own, num_samples = bool(state["own_space"]), state["num_samples"]
-        seen, problem = bool(state["seen"]), state["problem"]
+        seen, unread, problem = bool(state["seen"]), int(state["unread"]), state["problem"]
         # Nothing above has changed the searcher: a damaged state leaves it as it was.
         self._core, self._trials, self._queue = core, trials, []
         if core is not None:
@@ -381,11 +393,11 @@ class AutoHyperSearch(StatefulSearcher):
         self._set_metric(metric)
         self._mode, self.time_attr = mode, time_attr
         self._own_space, self._num_samples = own, num_samples
-        self._seen, self._problem = seen, problem
+        self._seen, self._unread, self._problem = seen, unread, problem
 
 
 def _explain_metric(metric: str, result: Mapping[str, Any]) -> str:
-    """What to tell the user whose first probe reported no response."""
+    """What to tell the user whose first probes reported no response."""
     if metric not in result:
         names = sorted(k for k in result if not k.startswith("config/"))
         fault = f"is not among the reported results ({', '.join(names)})"
