@@ -128,10 +128,16 @@ def choices(c: Curves) -> dict[str, Any]:
     last = len(c.rates) - 1
     choose("best of the grid by test accuracy (not a method)", lambda s: int(c.final[s].argmax()))
     choose(EARLY, lambda s: int(c.early[s].argmax()))
+    choose(
+        "half a decade above that (a rule made after seeing the results)",
+        lambda s: min(int(c.early[s].argmax()) + 1, last),
+    )
     choose("smallest response", lambda s: last - int(c.response[s, ::-1].argmin()))
-    ends = [autohyper_choice(c.rates, row)[0] for row in c.response]
+    moves = [autohyper_choice(c.rates, row) for row in c.response]
+    ends = [lr for lr, _ in moves]
     out["autoHyper's moves on the interpolated response"] = {
         "lr": ends,
+        "probes": [probes for _, probes in moves],
         "final_accuracy": [
             float(np.interp(np.log(lr), np.log(c.rates), row))
             for lr, row in zip(ends, c.final, strict=True)
