@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 STUDY  ?= experiments/digits/study.toml
+OUT    ?= results/$(notdir $(patsubst %/,%,$(dir $(STUDY))))
 ARGS   ?=
 
 # One thread a process: trials run side by side, and timings stay comparable.
@@ -34,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 compare: $(STAMP) ## the head-to-head on handwritten digits, 3 seeds (about 5 minutes)
-	$(BIN)/tune-ext compare $(STUDY) $(ARGS)
+	$(BIN)/tune-ext compare $(STUDY) --out $(OUT) $(ARGS)
 
 test: $(STAMP) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
