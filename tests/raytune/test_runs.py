@@ -109,7 +109,7 @@ def test_the_users_limit_is_kept(run: Any, tmp_path: Path, by: str) -> None:
 
 def test_fractions_of_a_gpu(run: Any) -> None:
     search = AutoHyperSearch(probe_epochs=3, max_probes=4)
-    share = {"cpu": 0.5, "gpu": 0.25}
+    share = {"cpu": 1, "gpu": 0.5}
     analysis = run(
         tune.with_resources(trainables.function, share), search_alg=search, scheduler=ends()
     )
