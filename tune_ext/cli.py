@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--seeds", help="instead of the study's: a count, or a list like 0,3")
     compare.add_argument("--budget", type=int, help="instead of the study's: training epochs")
     compare.add_argument("--jobs", type=int, help="cells at once (default: one a core, at most 8)")
-    compare.add_argument("--out", help="directory of the records (default: results/ beside it)")
+    compare.add_argument(
+        "--out", help="directory of the records (default: results/NAME, after the study's folder)"
+    )
     compare.add_argument("--data-dir", help="where data sets are")
     compare.set_defaults(run=_compare)
     report = commands.add_parser("report", help="print a study's table and draw its plot again")
@@ -86,7 +88,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.data_dir:
         # The workers inherit it; it is no part of the study, which runs anywhere.
         os.environ["TUNE_EXT_DATA"] = str(Path(options.data_dir).resolve())
-    store = RecordStore(options.out or path.parent / "results")
+    store = RecordStore(options.out or Path("results", path.resolve().parent.name))
     jobs = default_jobs() if options.jobs is None else options.jobs
     signal.signal(signal.SIGTERM, _interrupt)
     with make_observer() as observer:

@@ -57,13 +57,14 @@ def test_list_says_what_is_missing(capsys, tmp_path, monkeypatch):
     assert "no_such_module is not installed: pip install it" in capsys.readouterr().out
 
 
-def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys):
+def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", str(study_file), "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert "A fake study: 2 cells, 1 at once" in out
     assert "[2/2]" in out
     assert "Only default has test results" in out
-    results = tmp_path / "results"
+    results = tmp_path / "results" / tmp_path.name
     assert {p.name for p in results.iterdir()} >= {
         "records.jsonl",
         "study.json",
@@ -90,7 +91,8 @@ def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys):
         (["report", "OUT"], "not the directory of a comparison"),
     ],
 )
-def test_mistakes_are_one_clear_line(arguments, words, study_file, tmp_path, capsys):
+def test_mistakes_are_one_clear_line(arguments, words, study_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     places = {"STUDY": str(study_file), "OUT": str(tmp_path)}
     assert cli.main([places.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
@@ -99,10 +101,10 @@ def test_mistakes_are_one_clear_line(arguments, words, study_file, tmp_path, cap
     assert len(error.splitlines()) == 1
 
 
-def test_other_settings_are_refused_with_the_fix(study_file, capsys):
-    store = RecordStore(study_file.parent / "results")
+def test_other_settings_are_refused_with_the_fix(study_file, tmp_path, capsys):
+    store = RecordStore(tmp_path / "out")
     store.open(make_study())
-    assert cli.main(["compare", str(study_file)]) == 2
+    assert cli.main(["compare", str(study_file), "--out", str(store.directory)]) == 2
     assert "--out" in capsys.readouterr().err
 
 
@@ -129,7 +131,17 @@ def hanging(study_file, tmp_path):
     scratch = tmp_path / "t"
     scratch.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tune_ext.cli", "compare", str(study_file), "--jobs", "1"],
+        [
+            sys.executable,
+            "-m",
+            "tune_ext.cli",
+            "compare",
+            str(study_file),
+            "--jobs",
+            "1",
+            "--out",
+            str(tmp_path / "out"),
+        ],
         cwd=Path(__file__).parents[2],
         env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
