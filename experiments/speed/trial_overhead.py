@@ -48,20 +48,19 @@ def run_trials(trials: int, *, reuse: bool, loggers: bool) -> dict[str, Any]:
         last[trial_id] = time.perf_counter()
 
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "0" if loggers else "1"
-    storage = tempfile.mkdtemp(prefix="tune-ext-")
     started = time.perf_counter()
-    tune.run(
-        tune.with_parameters(TaskTrainable, task=spec, seed=0),
-        search_alg=StreamSearch(setup, limit=trials),
-        stop=BudgetStopper(setup.budget, PROBE_EPOCHS, note),
-        num_samples=-1,
-        reuse_actors=reuse,
-        resources_per_trial={"cpu": 1},
-        storage_path=storage,
-        verbose=0,
-    )
+    with tempfile.TemporaryDirectory(prefix="tune-ext-") as storage:
+        tune.run(
+            tune.with_parameters(TaskTrainable, task=spec, seed=0),
+            search_alg=StreamSearch(setup, limit=trials),
+            stop=BudgetStopper(setup.budget, PROBE_EPOCHS, note),
+            num_samples=-1,
+            reuse_actors=reuse,
+            resources_per_trial={"cpu": 1},
+            storage_path=storage,
+            verbose=0,
+        )
     wall = time.perf_counter() - started
-    shutil.rmtree(storage, ignore_errors=True)
     order = sorted(last, key=last.__getitem__)
     overheads = [
         last[now] - last[before] - training[now] for before, now in itertools.pairwise(order)

@@ -126,6 +126,7 @@ def _failures(part: TaskReport) -> list[str]:
 
 def _conditions(part: TaskReport, study: dict[str, Any]) -> list[str]:
     settings = study["settings"]
+    finals = settings["final_seeds"]
     first = part.records[0].provenance
     seeds = sorted({r.seed for r in part.records})
     revisions = sorted({str(r.provenance.get("git")) for r in part.records})
@@ -135,7 +136,7 @@ def _conditions(part: TaskReport, study: dict[str, Any]) -> list[str]:
     return [
         f"Conditions: {settings['budget']} training epochs for each search, over all its trials; "
         f"search seeds {', '.join(map(str, seeds))}; each recommendation trained at full length "
-        f"with {settings['final_seeds']} other seeds and tested once each, outside the budget. "
+        f"with {finals} other seed{'s' * (finals > 1)} and tested once each, outside the budget. "
         f"Task options: {options}.",
         "",
         "The curves show the lowest validation error among all epochs trained so far. A method "
