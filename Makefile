@@ -60,7 +60,7 @@ check: lint types ## ruff, mypy strict on tune_ext, tests
 bench: $(STAMP) ## the speed measurements, each side by side with what it is compared to
 	$(BIN)/python experiments/speed/response.py --json results/speed/response.json
 	$(BIN)/python experiments/speed/trial_overhead.py --json results/speed/trial_overhead.json
-	$(BIN)/python experiments/autohyper/makespan.py --json results/speed/makespan.json
+	$(BIN)/python experiments/autohyper/makespan.py --out results/speed
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -184,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
     rows = measure()
     for r in rows:
         print(
