@@ -17,13 +17,7 @@ from tune_ext import _evbmf, _spectra
 from tune_ext.errors import InvalidTypeError, InvalidValueError, TuneExtError
 from tune_ext.lowrank import evbmf, knowledge_gain
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["as_number", "check_choice", "check_positive"]
+__all__ = ["as_number", "check_choice", "check_count", "check_positive"]
 
 
 def as_number(name: str, value: object) -> float:
@@ -19,10 +20,21 @@ def as_number(name: str, value: object) -> float:
     return float(value)
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """An error that names the choices, unless `value` is one of them."""
-    if value not in choices:
-        raise InvalidValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    known = tuple(choices)
+    if value not in known:
+        said = ", ".join(repr(choice) for choice in known)
+        raise InvalidValueError(f"{name} must be one of {said}, got {value!r}")
+
+
+def check_count(name: str, value: object, least: int = 1) -> int:
+    """`value` as an int; an error that names it unless it is a whole number >= `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise InvalidValueError(f"{name} must be at least {least}, got {value!r}")
+    return value
 
 
 def check_positive(name: str, value: object, *, below: float) -> float:

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tune_ext._checks import as_number, check_choice, check_positive
+from tune_ext._checks import as_number, check_choice, check_count, check_positive
 from tune_ext._explanation import Explanation
 from tune_ext._lattice import Parameter, Point
 from tune_ext._speculation import likely_next
@@ -430,11 +430,7 @@ def _check_parameters(parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
 def _check_limit(max_probes: object, region: int) -> int:
     if max_probes is None:
         return MAX_REGIONS * region
-    if isinstance(max_probes, bool) or not isinstance(max_probes, int):
-        raise InvalidTypeError(f"max_probes must be None or an integer, got {max_probes!r}")
-    if max_probes < 1:
-        raise InvalidValueError(f"max_probes must be at least 1, got {max_probes}")
-    return max_probes
+    return check_count("max_probes", max_probes)
 
 
 def _check_response(response: object, failed: bool) -> tuple[float, str]:

@@ -135,17 +135,22 @@ def _one_epoch(setup: Setup) -> Search:
     )
 
 
+def _halving(setup: Setup) -> dict[str, Any]:
+    """What Ray's schedulers that stop the worse trials early are all told."""
+    return {
+        "time_attr": "training_iteration",
+        "metric": setup.task.metric,
+        "mode": setup.task.mode,
+        "max_t": setup.max_epochs,
+    }
+
+
 def _asha(setup: Setup) -> Search:
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
     from tune_ext.benchmark.tune_parts import StreamSearch
 
-    scheduler = AsyncHyperBandScheduler(
-        time_attr="training_iteration",
-        metric=setup.task.metric,
-        mode=setup.task.mode,
-        max_t=setup.max_epochs,
-    )
+    scheduler = AsyncHyperBandScheduler(**_halving(setup))
     return Search(StreamSearch(setup), scheduler, stops_trials=True)
 
 
@@ -154,13 +159,7 @@ def _hyperband(setup: Setup) -> Search:
 
     from tune_ext.benchmark.tune_parts import StreamSearch
 
-    scheduler = HyperBandScheduler(
-        time_attr="training_iteration",
-        metric=setup.task.metric,
-        mode=setup.task.mode,
-        max_t=setup.max_epochs,
-        reduction_factor=REDUCTION_FACTOR,
-    )
+    scheduler = HyperBandScheduler(**_halving(setup), reduction_factor=REDUCTION_FACTOR)
     return Search(StreamSearch(setup), scheduler, stops_trials=True)
 
 
@@ -177,13 +176,7 @@ def _bohb(setup: Setup) -> Search:
         points_to_evaluate=first,
         seed=derive_seed(setup.seed, "bohb") % 2**32,
     )
-    scheduler = HyperBandForBOHB(
-        time_attr="training_iteration",
-        metric=setup.task.metric,
-        mode=setup.task.mode,
-        max_t=setup.max_epochs,
-        reduction_factor=REDUCTION_FACTOR,
-    )
+    scheduler = HyperBandForBOHB(**_halving(setup), reduction_factor=REDUCTION_FACTOR)
     return Search(search, scheduler, stops_trials=True)
 
 

@@ -20,6 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from tune_ext._checks import check_count
 from tune_ext.benchmark.methods import METHODS, check_methods, missing
 from tune_ext.benchmark.processes import WorkerProcess
 from tune_ext.benchmark.records import (
@@ -31,7 +32,7 @@ from tune_ext.benchmark.records import (
     provenance,
 )
 from tune_ext.benchmark.study import Cell, Study
-from tune_ext.errors import InvalidValueError, MissingDependencyError
+from tune_ext.errors import MissingDependencyError
 
 __all__ = ["CellRun", "Observer", "Phase", "default_jobs", "run_study", "split_available"]
 
@@ -352,8 +353,7 @@ def run_study(
         MissingDependencyError: No task or no method can run here.
         StateError: The records are damaged, or another process is writing them.
     """
-    if jobs < 1:
-        raise InvalidValueError(f"jobs must be at least 1, got {jobs!r}")
+    check_count("jobs", jobs)
     runnable, unavailable = split_available(study)
     with store.locked():
         finished = {r.key: r for r in store.open(study, unavailable)}

@@ -17,11 +17,9 @@ from ray.tune.search import Searcher
 
 from tune_ext.benchmark.methods import Setup
 from tune_ext.benchmark.study import TaskSpec
+from tune_ext.raytune._base import RESERVED_KEY
 
 __all__ = ["BudgetStopper", "ScreeningScheduler", "StreamSearch", "TaskTrainable", "Watch"]
-
-RESERVED = "tune_ext"
-"""The key under which our searchers send notes with a configuration; not a parameter."""
 
 
 class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyped
@@ -48,7 +46,7 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         self._begin(config)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        values = {k: v for k, v in config.items() if k != RESERVED}
+        values = {k: v for k, v in config.items() if k != RESERVED_KEY}
         self._run = self._task.start(values, seed=self._seed)
 
     def step(self) -> dict[str, Any]:

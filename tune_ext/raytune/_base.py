@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+from tune_ext._checks import check_choice
+from tune_ext.errors import InvalidTypeError, StateError
 
 __all__ = [
     "RESERVED_KEY",
@@ -23,8 +24,6 @@ __all__ = [
     "Polls",
     "StatefulSearcher",
     "as_number",
-    "check_choice",
-    "check_count",
     "check_name",
     "is_diverged",
     "role_of",
@@ -237,19 +236,3 @@ def check_name(name: str, value: Any) -> None:
     """Raise unless `value` is None or a non-empty string."""
     if value is not None and (not isinstance(value, str) or not value):
         raise InvalidTypeError(f"{name} must be the name of a reported number, got {value!r}")
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raise unless `value` is one of `choices`."""
-    if value not in choices:
-        said = ", ".join(repr(choice) for choice in choices)
-        raise InvalidValueError(f"{name} must be one of {said}, got {value!r}")
-
-
-def check_count(name: str, value: Any, least: int) -> int:
-    """Return a count as an int, or raise unless it is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise InvalidValueError(f"{name} must be at least {least}, got {value!r}")
-    return value

@@ -19,6 +19,7 @@ import ray
 from ConfigSpace import ConfigurationSpace
 from ray.tune.search import Searcher
 
+from tune_ext._checks import check_count
 from tune_ext._random import check_seed
 from tune_ext.autohyper import AutoHyper, Explanation, Probe
 from tune_ext.errors import InvalidValueError
@@ -34,7 +35,6 @@ from tune_ext.raytune._base import (
     Polls,
     StatefulSearcher,
     as_number,
-    check_count,
     check_name,
     is_diverged,
 )

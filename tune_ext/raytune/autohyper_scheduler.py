@@ -14,12 +14,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.utils import flatten_dict
 
+from tune_ext._checks import check_choice, check_count
 from tune_ext.errors import InvalidValueError
 from tune_ext.raytune._base import (
     RESERVED_KEY,
     as_number,
-    check_choice,
-    check_count,
     check_name,
     is_diverged,
     role_of,
@@ -82,9 +81,7 @@ class AutoHyperScheduler(FIFOScheduler):
         self._records: FinishedProbes | None = None
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        """Take the experiment's metric where the constructor was given none."""
-        if self._watched is None:
-            self._watched = metric or "response_mean"
+        """Leave the experiment's metric alone: what is watched is the response."""
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

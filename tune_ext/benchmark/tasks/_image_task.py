@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
 
+from tune_ext._checks import check_choice, check_count
 from tune_ext._random import check_seed, derive_seed
 from tune_ext.benchmark.tasks._base import Task, TaskRun
 from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
@@ -19,25 +20,9 @@ if TYPE_CHECKING:
 
     from tune_ext.benchmark.tasks._data import Split
 
-__all__ = ["ImageTask", "check_choice", "check_count"]
+__all__ = ["ImageTask"]
 
 _RANGES = {"lr": (1e-6, 1.0), "weight_decay": (1e-7, 1e-1)}
-
-
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Raise InvalidValueError unless `value` is one of `choices`."""
-    known = tuple(choices)
-    if value not in known:
-        raise InvalidValueError(f"{name} must be one of {known}, got {value!r}")
-
-
-def check_count(name: str, value: object, lowest: int = 1) -> int:
-    """Return `value` if it is an integer of at least `lowest`, else raise."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"{name} must be an integer, got {value!r}")
-    if value < lowest:
-        raise InvalidValueError(f"{name} must be at least {lowest}, got {value!r}")
-    return value
 
 
 class ImageTask(Task):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_ext._checks import check_choice, check_count
 from tune_ext._random import generator
 from tune_ext.benchmark.tasks._data import Part, Split, find_files, read_idx, resize
-from tune_ext.benchmark.tasks._image_task import ImageTask, check_choice, check_count
+from tune_ext.benchmark.tasks._image_task import ImageTask
 from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
