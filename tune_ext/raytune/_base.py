@@ -8,14 +8,18 @@ import os
 import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import ray
 from ray.tune.result import DEFAULT_METRIC
 from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.util import placement_group_table
 
 from tune_ext._checks import check_choice
+from tune_ext._names import RESERVED_KEY
 from tune_ext.errors import InvalidTypeError, StateError
 
 __all__ = [
@@ -25,13 +29,11 @@ __all__ = [
     "StatefulSearcher",
     "as_number",
     "check_name",
+    "has_room",
     "is_diverged",
     "role_of",
     "write_json",
 ]
-
-RESERVED_KEY = "tune_ext"
-"""The key of a suggested configuration that is ours: searchers put there what a trial is for."""
 
 
 class _UncheckedName(str):
@@ -226,10 +228,36 @@ def is_diverged(result: Mapping[str, Any], metric: str | None) -> bool:
 
 
 def role_of(config: Mapping[str, Any] | None) -> str:
-    """What a trial is for: "probe", or "final" where its configuration does not say."""
+    """What a trial is for: "probe", "rung", or "final" where its configuration does not say."""
     ours = (config or {}).get(RESERVED_KEY)
     role = ours.get("role") if isinstance(ours, Mapping) else None
-    return "probe" if role == "probe" else "final"
+    return str(role) if role in ("probe", "rung") else "final"
+
+
+def has_room(live: int) -> bool:
+    """Whether the cluster would run one more trial at once, beside `live` ones.
+
+    Ray tells a searcher neither what a trial needs nor which trials are still waiting; the
+    placement groups do, one a trial. There is room when none of them waits, each live trial has
+    its own, and the cluster has the resources for more trials of the largest kind.
+    """
+    if not ray.is_initialized():
+        return False
+    table = placement_group_table().values()
+    groups = [group for group in table if group["state"] != "REMOVED"]
+    if len(groups) < live or any(group["state"] != "CREATED" for group in groups):
+        return False
+    total = ray.cluster_resources()
+    return live < min((_slots(group["bundles"].values(), total) for group in groups), default=1)
+
+
+def _slots(bundles: Iterable[Mapping[str, float]], total: Mapping[str, float]) -> int:
+    """How many trials with these bundles fit into a cluster with these resources."""
+    needed = Counter[str]()
+    for bundle in bundles:
+        needed.update(bundle)  # type: ignore[arg-type]  # Counter adds fractions as well
+    counts = [int(total.get(k, 0) / n + 1e-9) for k, n in needed.items() if n > 0]
+    return min(counts, default=1)
 
 
 def check_name(name: str, value: Any) -> None:
