@@ -259,8 +259,8 @@ class DecayTest:
         >>> for t in range(60):
         ...     test.update(float(2.0 * np.exp(-0.01 * t + 0.1 * noise[t])))
         >>> result = test.result()
-        >>> result.verdict, round(result.slope, 4), result.n
-        ('decaying', -0.0109, 60)
+        >>> result.verdict, round(result.slope, 3), result.n
+        ('decaying', -0.009, 60)
     """
 
     def __init__(
