@@ -14,9 +14,8 @@ from ray.tune.search import ConcurrencyLimiter, Repeater, Searcher
 
 from tests.raytune.trainables import answer, response
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
-from tune_ext.raytune import AutoHyperSearch, _base
+from tune_ext.raytune import AutoHyperSearch, _base, _probing
 from tune_ext.raytune._play import CRASH, play
-from tune_ext.raytune.autohyper_scheduler import SLOTS_KEY
 
 SPACE = {"lr": tune.loguniform(1e-6, 1.0)}
 
@@ -105,18 +104,21 @@ def test_what_the_next_move_needs_is_suggested_at_once_and_no_more() -> None:
     assert first[0]["tune_ext"] == ours
 
 
-def test_idle_workers_probe_ahead_as_far_as_the_cluster_has_room() -> None:
+def test_idle_workers_probe_ahead_as_far_as_the_cluster_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_probing, "has_room", lambda live: live < 5)
     search = searched()
-    for i in range(3):
-        search.suggest(f"t{i}")
-    search.on_trial_result("t0", result(0.9, epoch=1, **{SLOTS_KEY: 5}))
-    assert [search.suggest(f"t{i}") is None for i in (3, 4, 5)] == [False, False, True]
+    assert [search.suggest(f"t{i}") is None for i in range(6)] == [False] * 5 + [True]
     limited = searched()
     ConcurrencyLimiter(limited, 4)
-    for i in range(3):
-        limited.suggest(f"t{i}")
-    limited.on_trial_result("t0", result(0.9, epoch=1, **{SLOTS_KEY: 5}))
-    assert [limited.suggest(f"t{i}") is None for i in (3, 4)] == [False, True]
+    assert [limited.suggest(f"t{i}") is None for i in range(5)] == [False] * 4 + [True]
+
+
+def test_a_finite_number_of_samples_is_kept_for_what_is_needed() -> None:
+    search = AutoHyperSearch(max_concurrent=9)
+    search.set_search_properties(None, None, SPACE, num_samples=20)
+    assert [search.suggest(f"t{i}") is None for i in range(4)] == [False] * 3 + [True]
 
 
 def test_max_concurrent_counts_all_probes() -> None:
@@ -243,7 +245,7 @@ def test_state_is_versioned_json(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     assert file.name == "searcher-state-2026-01-01.json"
     state = json.loads(file.read_text())
-    assert (state["kind"], state["version"]) == ("AutoHyperSearch", 1)
+    assert (state["kind"], state["version"]) == ("AutoHyperSearch", 2)
     blank = AutoHyperSearch()
     blank.restore_from_dir(str(tmp_path))
     assert blank.get_state() == search.get_state()

@@ -1,5 +1,6 @@
 """The only package, with the benchmark's runner, that knows Ray."""
 
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
+from tune_ext.raytune.exptest import ExpTestSearch
 
-__all__ = ["AutoHyperScheduler", "AutoHyperSearch"]
+__all__ = ["AutoHyperScheduler", "AutoHyperSearch", "ExpTestSearch"]

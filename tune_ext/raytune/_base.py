@@ -31,6 +31,7 @@ __all__ = [
     "check_name",
     "has_room",
     "is_diverged",
+    "reported_names",
     "role_of",
     "write_json",
 ]
@@ -227,6 +228,15 @@ def is_diverged(result: Mapping[str, Any], metric: str | None) -> bool:
         return False
 
 
+def reported_names(result: Mapping[str, Any]) -> list[str]:
+    """The names under which a trial has reported something, for a message.
+
+    >>> reported_names({"loss": 1.0, "config/lr": 0.1})
+    ['loss']
+    """
+    return sorted(key for key in result if not key.startswith("config/"))
+
+
 def role_of(config: Mapping[str, Any] | None) -> str:
     """What a trial is for: "probe", "rung", or "final" where its configuration does not say."""
     ours = (config or {}).get(RESERVED_KEY)
@@ -255,7 +265,7 @@ def _slots(bundles: Iterable[Mapping[str, float]], total: Mapping[str, float]) -
     """How many trials with these bundles fit into a cluster with these resources."""
     needed = Counter[str]()
     for bundle in bundles:
-        needed.update(bundle)  # type: ignore[arg-type]  # Counter adds fractions as well
+        needed.update(bundle)
     counts = [int(total.get(k, 0) / n + 1e-9) for k, n in needed.items() if n > 0]
     return min(counts, default=1)
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import ray
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
@@ -25,10 +24,7 @@ from tune_ext.raytune._base import (
 )
 from tune_ext.raytune._records import FinishedProbes, write_result
 
-__all__ = ["SLOTS_KEY", "AutoHyperScheduler"]
-
-SLOTS_KEY = "tune_ext/slots"
-"""Added to results on their way to the searcher: how many such trials the cluster can run."""
+__all__ = ["AutoHyperScheduler"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +99,6 @@ class AutoHyperScheduler(FIFOScheduler):
             return str(self.STOP if epoch >= self.max_t else self.CONTINUE)
         if epoch >= self.probe_epochs or is_diverged(result, self._watched):
             return str(self.STOP)
-        if ray.is_initialized():
-            result[SLOTS_KEY] = _slots(trial)
         return str(self.CONTINUE)
 
     def on_trial_complete(
@@ -168,11 +162,3 @@ def _checkpoint(trial: Any, record: Mapping[str, Any]) -> Any:
         return None
     checkpoint = Checkpoint(record["checkpoint"], filesystem=trial.storage.storage_filesystem)
     return _TrainingResult(checkpoint=checkpoint, metrics=dict(record["result"]))
-
-
-def _slots(trial: Any) -> int:
-    """How many trials with the resources of this one the cluster can run at once."""
-    needed = trial.placement_group_factory.required_resources
-    cluster = ray.cluster_resources()
-    counts = [int(cluster.get(k, 0) / n + 1e-9) for k, n in needed.items() if n > 0]
-    return max(min(counts, default=1), 1)

@@ -1,0 +1,381 @@
+"""ExpTest for Ray Tune: a searcher and a scheduler over `tune_ext.exptest`.
+
+The searcher runs the rungs of a ladder as trials, and then the full-length trials with the rate
+that it chose. The scheduler ends rungs, cancels those that nobody needs any more, and tunes the
+rate of the trials that go on. They share nothing but the key ``tune_ext`` of every suggested
+configuration, and the results that trials report (`tune_ext.LossMonitor`)::
+
+    {"role": "rung" or "final", "rung": -2, "steps": 60, "lr": "optimizer/lr",
+     "ladder": the arguments of the `tune_ext.Ladder`, "continue_from": None}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from ConfigSpace import ConfigurationSpace
+
+from tune_ext._checks import check_choice
+from tune_ext._loss_monitor import REPORT_KEY, read_rung
+from tune_ext.errors import InvalidTypeError, InvalidValueError
+from tune_ext.exptest import Ladder, Rung, RungResult, learning_rate_bound
+from tune_ext.raytune._base import RESERVED_KEY, check_name, reported_names
+from tune_ext.raytune._probing import Core, Ledger, ProbingSearch
+from tune_ext.raytune._space import (
+    NumericParameter,
+    flatten,
+    from_config_space,
+    iter_domains,
+    to_parameters,
+    unflatten,
+)
+
+__all__ = ["ExpTestSearch"]
+
+logger = logging.getLogger(__name__)
+
+START = 0.1
+"""Rung 0 where nothing is known of the inputs: a usual rate, from which the ladder moves both
+ways. The answer depends on it by less than one rung as long as the end losses have one minimum."""
+
+
+class ExpTestSearch(ProbingSearch):
+    """Find a learning rate by short runs whose losses are tested for exponential decay.
+
+    The rungs of a ladder of rates (`tune_ext.Ladder`, arXiv 2411.16975) are trials. The one
+    that the next decision waits for is suggested first; workers that would stand idle get
+    those that will most probably be needed next, and the answer depends on neither. When the
+    ladder has ended, `final_trials` trials train with its rate, and the search ends the run by
+    itself; give ``num_samples=-1``. With a finite number its last trials are the final ones,
+    and no rung is tried ahead.
+
+    A trainable collects its losses with a `tune_ext.LossMonitor` and merges its report into
+    every result. The rungs compare rates, so they must start from the same initial weights and
+    the same batches: seed the training. Use it with `ExpTestScheduler`, which ends rungs,
+    cancels those that were tried ahead in vain, and tunes the rate of the final trials. Without
+    it, a rung has to end by itself, when `LossMonitor.step` returns True.
+
+    A rung that crashes, diverges, or reports nothing that can be read has failed: it is never
+    chosen. One that ends by itself after fewer steps counts with what it has reported.
+
+    Args:
+        space: Nested dictionary of Tune domains, or a ConfigSpace, with one range: that of the
+            learning rate. What is not a domain is a constant. None: the ``param_space`` of the
+            experiment.
+        metric: Accepted as by every searcher. The ladder reads the reports of `LossMonitor`,
+            whatever the experiment's metric is.
+        mode: Accepted likewise: of losses, the smaller is better.
+        lr: The learning rate's name in the space, nested names separated by slashes.
+        bound: Where the ladder starts, moved into the range of the space. A number; or batches
+            of inputs (arrays, tensors, or a DataLoader), of which
+            `tune_ext.learning_rate_bound` is taken; None for 0.1. The ladder moves both ways.
+        loss: "mse" or "cross_entropy": what is trained with, for a bound from batches.
+        steps: Training steps of a rung.
+        alpha: Level of the tests.
+        beta: The rates of neighbouring rungs differ by this factor.
+        max_concurrent: Most rungs at a time; idle workers try rungs ahead up to this number.
+            None: what the cluster has room for.
+        final_trials: How many trials train with the chosen rate; 0 for none.
+        seed: Accepted as everywhere; the search draws no random numbers.
+        points_to_evaluate: At most one configuration; its learning rate is where the ladder
+            starts, instead of `bound`.
+        time_attr: Accepted as by the other searchers; rungs count their own steps.
+        max_rungs: The ladder ends when it would need more.
+
+    Raises:
+        InvalidValueError: An argument, or the space, cannot work; the message says which.
+        InvalidTypeError: An argument of the wrong type.
+
+    >>> from ray import tune
+    >>> search = ExpTestSearch({"lr": tune.loguniform(1e-6, 1.0), "batch": 32}, bound=0.3)
+    >>> config = search.suggest("first")
+    >>> config["lr"], config["batch"], config["tune_ext"]["role"]
+    (0.3, 32, 'rung')
+    """
+
+    ROLE = "rung"
+    WHAT = "rungs"
+
+    def __init__(
+        self,
+        space: Mapping[str, Any] | ConfigurationSpace | Sequence[NumericParameter] | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        *,
+        lr: str = "lr",
+        bound: float | Iterable[Any] | None = None,
+        loss: Literal["mse", "cross_entropy"] = "mse",
+        steps: int = 60,
+        alpha: float = 0.05,
+        beta: float = 0.33,
+        max_concurrent: int | None = None,
+        final_trials: int = 1,
+        seed: int | None = None,
+        points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
+        time_attr: str = "training_iteration",
+        max_rungs: int = 25,
+    ) -> None:
+        super().__init__(
+            metric,
+            mode,
+            max_concurrent=max_concurrent,
+            final_trials=final_trials,
+            seed=seed,
+            time_attr=time_attr,
+        )
+        check_name("lr", lr)
+        check_choice("loss", loss, ("mse", "cross_entropy"))
+        self.lr = lr
+        self._bound = _start(bound, loss, points_to_evaluate, lr)
+        self._options = {"steps": steps, "alpha": alpha, "beta": beta, "max_rungs": max_rungs}
+        Ladder(self._bound, **self._options)  # type: ignore[arg-type]  # checks them
+        self._path: tuple[Any, ...] = ()
+        self._constants: dict[str, Any] = {}
+        self._core: Ladder | None = None
+        # What trials that ended before their last step have shown, until the ladder needs it.
+        self._partial: dict[int, RungResult | None] = {}
+        self._own_space = space is not None
+        if space is not None:
+            self._build(space)
+            self._constants = _constants(space)
+
+    @staticmethod
+    def convert_search_space(spec: Mapping[str, Any]) -> list[NumericParameter]:
+        """List what is searched in a dictionary of Tune domains; usable as `space`."""
+        return to_parameters(spec)
+
+    @property
+    def best_config(self) -> dict[str, Any] | None:
+        """The chosen rate, nested as in the space; before the end, the best so far.
+
+        None while no rung has passed.
+        """
+        rate = None if self._core is None else self._core.lr
+        return None if rate is None else unflatten({self._path: rate})
+
+    def _take_space(self, space: Mapping[str, Any]) -> bool:
+        if self._core is not None:
+            return _rate_range(space, self.lr).path == self._path
+        self._build(space)
+        return True
+
+    def _build(
+        self, space: Mapping[str, Any] | ConfigurationSpace | Sequence[NumericParameter]
+    ) -> None:
+        rate = _rate_range(space, self.lr)
+        options: dict[str, Any] = {"lower": rate.lower, "upper": rate.upper, **self._options}
+        self._core = Ladder(self._bound, **options)
+        self._path = rate.path
+
+    def _short(self, item: Rung) -> tuple[int, dict[str, Any]]:
+        return item.index, self._configuration("rung", item)
+
+    def _long(self) -> dict[str, Any] | None:
+        best = None if self._core is None else self._core.best
+        return None if best is None else self._configuration("final", best)
+
+    def _configuration(self, role: str, rung: Rung) -> dict[str, Any]:
+        assert self._core is not None  # there are rungs
+        ladder = self._core.state_dict()["arguments"]
+        ours = {
+            "role": role,
+            "rung": rung.index,
+            "steps": ladder["steps"],
+            "lr": self.lr,
+            "ladder": ladder,
+            "continue_from": None,
+        }
+        config: dict[str, Any] = unflatten({**flatten(self._constants), self._path: rung.lr})
+        return {**config, RESERVED_KEY: ours}
+
+    def _observe(self, trial: Ledger, result: Mapping[str, Any]) -> None:
+        """Read a rung's result as soon as it is complete."""
+        if trial.role != self.ROLE or trial.told:
+            return
+        found = read_rung(result)
+        if found is not None:
+            self._tell(trial, found)
+        elif not self._seen and not _has_report(result):
+            # One result without a report may be an accident; two and no other, a mistake.
+            self._unread += 1
+            self._problem = _explain_report(result)
+
+    def _conclude(self, trial: Ledger, result: Mapping[str, Any] | None, error: bool) -> None:
+        """Read the last result; one of too few steps counts only if the ladder needs it.
+
+        The rung may have been cancelled because it was not needed: that is no failure.
+        """
+        if trial.role != self.ROLE or trial.told or trial.probe is None:
+            return
+        if error:
+            self._tell(trial, None)
+            return
+        if result:
+            self._observe(trial, result)
+        if not trial.told:
+            self._partial[trial.probe] = read_rung(result or {}, partial=True)
+            self._settle()
+
+    def _tell(self, trial: Ledger, result: RungResult | None) -> None:
+        trial.told = True
+        if self._core is None or trial.probe is None:
+            return
+        self._seen = self._seen or result is not None
+        self._core.tell(trial.probe, result)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the ladder have the incomplete results that it needs."""
+        core = self._core
+        while core is not None and (index := min(core.needed, default=None)) in self._partial:
+            assert index is not None
+            result = self._partial.pop(index)
+            if result is not None:
+                self._seen = True
+                logger.warning(
+                    "Rung %d ended after %d of its %d steps; it counts with these.",
+                    index,
+                    result.steps,
+                    core.steps,
+                )
+            core.tell(index, result)
+
+    def _pending(self) -> list[int]:
+        asked = [] if self._core is None else [rung.index for rung in self._core.pending]
+        return [index for index in asked if index not in self._partial]
+
+    def _load_core(self, state: Mapping[str, Any]) -> Core:
+        return Ladder.from_state_dict(state)
+
+    def _state(self) -> dict[str, Any]:
+        partial = {str(i): r and r.to_dict() for i, r in self._partial.items()}
+        return {
+            **super()._state(),
+            "lr": self.lr,
+            "bound": self._bound,
+            "options": dict(self._options),
+            "path": list(self._path),
+            "constants": self._constants,
+            "partial": partial,
+        }
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        lr, path, constants = str(state["lr"]), tuple(state["path"]), dict(state["constants"])
+        bound, options = float(state["bound"]), dict(state["options"])
+        Ladder(bound, **options)
+        saved = state["partial"].items()
+        partial = {int(i): None if r is None else RungResult.from_dict(r) for i, r in saved}
+        before, self._partial = self._partial, partial
+        try:
+            super()._load_state(state)
+        except Exception:
+            self._partial = before
+            raise
+        self.lr, self._path, self._constants = lr, path, constants
+        self._bound, self._options = bound, options
+
+
+def _start(
+    bound: float | Iterable[Any] | None,
+    loss: Literal["mse", "cross_entropy"],
+    points: Sequence[Mapping[str, Any]] | None,
+    lr: str,
+) -> float:
+    """The rate of rung 0, before it is moved into the range of the space."""
+    points = list(points or ())
+    if points and (bound is not None or len(points) > 1):
+        raise InvalidValueError(
+            "a ladder has one start: give either bound or one configuration in "
+            f"points_to_evaluate, got bound={bound!r} and {len(points)} configurations"
+        )
+    if points:
+        return _rate_of(points[0], lr)
+    if bound is None:
+        return START
+    if isinstance(bound, Iterable) and not isinstance(bound, str | bytes):
+        return learning_rate_bound(bound, loss=loss)
+    return bound  # type: ignore[return-value]  # the Ladder checks it
+
+
+def _rate_of(point: Any, lr: str) -> float:
+    if not isinstance(point, Mapping):
+        raise InvalidTypeError(f"points_to_evaluate must hold dictionaries, got {point!r}")
+    named = {"/".join(map(str, path)): value for path, value in flatten(point).items()}
+    if lr not in named:
+        raise InvalidValueError(
+            f"points_to_evaluate has {point!r}, which gives no learning rate under {lr!r}"
+        )
+    rate: float = named[lr]  # the Ladder checks it
+    return rate
+
+
+def _rate_range(
+    space: Mapping[str, Any] | ConfigurationSpace | Sequence[NumericParameter], lr: str
+) -> NumericParameter:
+    """The range of the learning rate, which has to be the only one in the space."""
+    if isinstance(space, ConfigurationSpace):
+        space = from_config_space(space)
+    if isinstance(space, Mapping):
+        domains = dict(iter_domains(space))
+        named = {"/".join(map(str, path)): path for path in domains}
+    else:
+        named = {item.name: item.path for item in to_parameters(space)}
+    if lr not in named:
+        raise InvalidValueError(
+            f"the search space has no range for the learning rate {lr!r}: give it one, for "
+            f"example {lr!r}: tune.loguniform(1e-6, 10), or name it with lr=..."
+        )
+    others = sorted(set(named) - {lr})
+    if others:
+        raise InvalidValueError(
+            f"the search space also searches {', '.join(others)}, but rungs can only be compared "
+            "with everything else fixed. Fix it; or search it with another searcher, leave the "
+            f'rate to the trials with {lr!r}: "exptest", and find it there with '
+            "LossMonitor(config).resolve(resolve_lr, model, loss_fn, loader)"
+        )
+    if isinstance(space, Mapping):
+        space = to_parameters(unflatten({named[lr]: domains[named[lr]]}))
+    rate = space[0]
+    if rate.integer or rate.step is not None or rate.lower < 0 or rate.upper <= 0:
+        kind = "an integer" if rate.integer else "quantised" if rate.step else "negative"
+        raise InvalidValueError(
+            f"the learning rate {lr!r} is {kind} in the space; a ladder moves by factors: use "
+            "tune.loguniform, or tune.uniform from 0"
+        )
+    return rate
+
+
+def _constants(
+    space: Mapping[str, Any] | ConfigurationSpace | Sequence[NumericParameter],
+) -> dict[str, Any]:
+    """What a space of the searcher's own fixes; Ray knows only that of the experiment."""
+    if isinstance(space, ConfigurationSpace):
+        space = from_config_space(space)
+    if not isinstance(space, Mapping):
+        return {}
+    searched = {path for path, _ in iter_domains(space)}
+    fixed = {path: value for path, value in flatten(space).items() if path not in searched}
+    try:
+        json.dumps(list(fixed.values()))
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(
+            f"a constant of space cannot be saved as JSON ({error}): put it into param_space"
+        ) from None
+    return unflatten(fixed)
+
+
+def _has_report(result: Mapping[str, Any]) -> bool:
+    return any(key.split("/")[0] == REPORT_KEY for key in result)
+
+
+def _explain_report(result: Mapping[str, Any]) -> str:
+    """What to tell the user whose first trials reported no statistics."""
+    return (
+        f"there is nothing of {REPORT_KEY!r} among the reported results "
+        f"({', '.join(reported_names(result))}). Make one monitor = LossMonitor(config) before "
+        "training, call monitor.step(loss) after every training step until it returns True, and "
+        "tune.report({**monitor.report(), ...})"
+    )
