@@ -16,6 +16,7 @@ __all__ = [
     "InvalidTypeError",
     "InvalidValueError",
     "MissingDependencyError",
+    "NoLearningRateError",
     "StateError",
     "TuneExtError",
 ]
@@ -43,3 +44,16 @@ class DataNotFoundError(TuneExtError, FileNotFoundError, ValueError):
 
 class MissingDependencyError(TuneExtError, ImportError):
     """An optional dependency is not installed; the message says what to install."""
+
+
+class NoLearningRateError(TuneExtError, ArithmeticError):
+    """No learning rate trains the model: no rung passed, or it diverged at each.
+
+    Args:
+        message: What happened, and what to look at.
+        result: What was tried (a `tune_ext.lr_scheduler.LadderResult`), if it was a ladder.
+    """
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
