@@ -10,19 +10,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tune_ext._loss_monitor import LossMonitor
     from tune_ext.autohyper import AutoHyper, Parameter, Probe
+    from tune_ext.exptest import DecayTest, Ladder, Tuner, learning_rate_bound
     from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
-    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch
+    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
 
 __all__ = [
     "AutoHyper",
     "AutoHyperScheduler",
     "AutoHyperSearch",
+    "DecayTest",
+    "ExpTestSearch",
+    "Ladder",
+    "LossMonitor",
     "Parameter",
     "Probe",
     "ResponseMeter",
+    "Tuner",
     "evbmf",
     "knowledge_gain",
+    "learning_rate_bound",
     "register",
 ]
 
@@ -30,11 +38,17 @@ _HOME = {
     "AutoHyper": "tune_ext.autohyper",
     "AutoHyperScheduler": "tune_ext.raytune",
     "AutoHyperSearch": "tune_ext.raytune",
+    "DecayTest": "tune_ext.exptest",
+    "ExpTestSearch": "tune_ext.raytune",
+    "Ladder": "tune_ext.exptest",
+    "LossMonitor": "tune_ext._loss_monitor",
     "Parameter": "tune_ext.autohyper",
     "Probe": "tune_ext.autohyper",
     "ResponseMeter": "tune_ext.lowrank",
+    "Tuner": "tune_ext.exptest",
     "evbmf": "tune_ext.lowrank",
     "knowledge_gain": "tune_ext.lowrank",
+    "learning_rate_bound": "tune_ext.exptest",
 }
 
 
@@ -60,7 +74,8 @@ def register() -> None:
     from ray.tune.schedulers import SCHEDULER_IMPORT
     from ray.tune.search import SEARCH_ALG_IMPORT
 
-    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch
+    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
 
     SEARCH_ALG_IMPORT["autohyper"] = lambda: AutoHyperSearch
+    SEARCH_ALG_IMPORT["exptest"] = lambda: ExpTestSearch
     SCHEDULER_IMPORT["autohyper"] = AutoHyperScheduler

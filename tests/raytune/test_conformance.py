@@ -17,7 +17,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 from ray.tune.search.bohb import TuneBOHB
 from ray.tune.search.optuna import OptunaSearch
 
-from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch
+from tune_ext import LossMonitor
+from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
+from tune_ext.raytune._play import MISSING
 from tune_ext.raytune.testing import SchedulerConformance, SearcherConformance
 
 
@@ -37,6 +39,40 @@ class TestAutoHyperSearch(SearcherConformance):
 
 class TestAutoHyperSearchAtOnce(TestAutoHyperSearch):
     workers = 4
+
+    def test_another_process_gives_the_same_run(self) -> None:
+        pytest.skip("a process takes seconds, and the class above starts one")
+
+
+class TestExpTestSearch(SearcherConformance):
+    finishes = True
+
+    def make(self, **options: Any) -> Any:
+        return ExpTestSearch(**options)
+
+    def objective(self, config: Mapping[str, Any]) -> float:
+        return 0.1 + abs(math.log10(config["lr"]) + 2.5)
+
+    def other_objective(self, config: Mapping[str, Any]) -> float:
+        return 0.1 + abs(math.log10(config["lr"]) + 4)
+
+    def report(self, config: Mapping[str, Any], value: Any, epoch: int) -> Mapping[str, Any]:
+        """Losses that fall to the value, a third of a rung an epoch."""
+        if value == MISSING:
+            return {}
+        monitor = LossMonitor(config)
+        end = float("nan") if value is None else abs(value)
+        for step in range(20 * epoch):
+            monitor.step(end * math.exp(3 - step / 20))
+        report = monitor.report()["exptest"]
+        return {"exptest": dict.fromkeys(report) if value is None else report}
+
+
+class TestExpTestSearchAtOnce(TestExpTestSearch):
+    workers = 4
+
+    def make(self, **options: Any) -> Any:
+        return ExpTestSearch(**{"max_concurrent": 4, **options})
 
     def test_another_process_gives_the_same_run(self) -> None:
         pytest.skip("a process takes seconds, and the class above starts one")

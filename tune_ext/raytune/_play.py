@@ -39,6 +39,7 @@ INVALID = (float("nan"), None, float("inf"), -float("inf"), MISSING, CRASH)
 """What a trial may report instead of a number."""
 
 Objective = Callable[[dict[str, Any]], Any]
+Report = Callable[[Mapping[str, Any], Any, int], Mapping[str, Any]]
 
 
 @dataclass
@@ -58,6 +59,7 @@ class _Session:
     metric: str
     epochs: int
     stopped: bool
+    report: Report | None = None
     trials: list[Played] = field(default_factory=list)
     running: list[Played] = field(default_factory=list)
     finished: bool = False
@@ -92,7 +94,9 @@ class _Session:
     def result(self, trial: Played) -> dict[str, Any]:
         """A flat result, as Ray hands it on."""
         result = {"training_iteration": trial.epoch, "trial_id": trial.trial_id, "done": False}
-        if trial.value != MISSING:
+        if self.report is not None:
+            result.update(flatten_dict(dict(self.report(trial.config, trial.value, trial.epoch))))
+        elif trial.value != MISSING:
             result[self.metric] = trial.value
         return {**result, **flatten_dict({"config": trial.config})}
 
@@ -107,6 +111,7 @@ def play(
     workers: int = 1,
     stopped: bool = True,
     first: int = 0,
+    report: Report | None = None,
 ) -> tuple[list[Played], bool]:
     """Run trials as Ray would.
 
@@ -120,6 +125,8 @@ def play(
         stopped: The scheduler says STOP at the last result, so that only the completion
             shows it to the searcher.
         first: The number of the first trial, which makes its id.
+        report: Configuration, the objective's value and the epoch → what the trial reports, for
+            searchers that read more than a metric. None: the value, under `metric`.
 
     Returns:
         The trials, and whether the searcher said that it has finished.
@@ -127,7 +134,7 @@ def play(
     Raises:
         AssertionError: The searcher gave None while nothing ran: Ray would block.
     """
-    session = _Session(searcher, objective, metric, epochs, stopped)
+    session = _Session(searcher, objective, metric, epochs, stopped, report)
     while True:
         while len(session.trials) < trials and len(session.running) < workers:
             if session.finished or not session.start(f"trial{first + len(session.trials):03d}"):

@@ -29,7 +29,14 @@ from ray import cloudpickle, tune
 from ray.tune.search import ConcurrencyLimiter, Searcher, SearchGenerator
 from ray.tune.utils import flatten_dict
 
-from tune_ext.raytune._play import INVALID, Played, global_random_state, play, raises
+from tune_ext.raytune._play import (
+    INVALID,
+    MISSING,
+    Played,
+    global_random_state,
+    play,
+    raises,
+)
 from tune_ext.raytune._scheduler_suite import SchedulerConformance
 
 __all__ = ["SchedulerConformance", "SearcherConformance", "suggestions"]
@@ -74,6 +81,21 @@ class SearcherConformance:
         """Another metric, of which a searcher that listens makes something else."""
         return 1 - self.objective(config)
 
+    def report(self, config: Mapping[str, Any], value: Any, epoch: int) -> Mapping[str, Any]:
+        """What a trial reports, flat or nested; for a searcher that reads more than a metric.
+
+        Args:
+            config: The trial's configuration.
+            value: What `objective` gave for it, or one of `_play.INVALID` but a crash.
+            epoch: From 1 to 3; a trial ends with the third.
+        """
+        return {} if value == MISSING else {self.metric: value}
+
+    def result(self, config: Mapping[str, Any], value: Any, epoch: int) -> dict[str, Any]:
+        """The same as Ray hands it on."""
+        report = flatten_dict(dict(self.report(config, value, epoch)))
+        return {**report, "training_iteration": epoch}
+
     def ready(self, **options: Any) -> Any:
         """A searcher that has been given the space as Ray gives it."""
         searcher = self.make(**{"metric": self.metric, "mode": "min", "seed": 0, **options})
@@ -83,7 +105,7 @@ class SearcherConformance:
 
     def run(self, searcher: Any, **options: Any) -> list[Played]:
         """Play `trials` trials, or as many as `options` say."""
-        given = {"trials": self.trials, "workers": self.workers, "metric": self.metric}
+        given = {"trials": self.trials, "workers": self.workers, "report": self.report}
         return play(searcher, options.pop("objective", self.objective), **{**given, **options})[0]
 
     def test_suggestions_are_legal_and_plain(self) -> None:
@@ -122,8 +144,9 @@ class SearcherConformance:
     def test_trials_of_others_are_ignored(self) -> None:
         """After a restart Ray may report trials that this searcher never suggested."""
         searcher = self.ready()
-        searcher.on_trial_result("stranger", {self.metric: 0.0, "training_iteration": 1})
-        searcher.on_trial_complete("stranger", {self.metric: 0.0, "training_iteration": 3})
+        config = self.ready().suggest("another searcher's")
+        searcher.on_trial_result("stranger", self.result(config, 0.0, epoch=1))
+        searcher.on_trial_complete("stranger", self.result(config, 0.0, epoch=3))
         searcher.on_trial_complete("crashed stranger", None, error=True)
         assert self.run(searcher) == self.run(self.ready())
 
@@ -133,9 +156,9 @@ class SearcherConformance:
         config = searcher.suggest("a")
         value = self.objective(config)
         for epoch in (1, 2, 1, 2):
-            result = {self.metric: value, "training_iteration": epoch, "trial_id": "a"}
+            result = {**self.result(config, value, epoch), "trial_id": "a"}
             searcher.on_trial_result(trial_id="a", result=result)
-        last = {self.metric: value, "training_iteration": 3, "trial_id": "a", "done": True}
+        last = {**self.result(config, value, 3), "trial_id": "a", "done": True}
         searcher.on_trial_complete(trial_id="a", result=last, error=False)
         assert self.run(searcher, first=1)
 
@@ -167,8 +190,7 @@ class SearcherConformance:
         blank.restore(str(tmp_path / "state"))
         for each in (searcher, blank):
             for i, config in running.items():
-                trial = Played(i, config, self.objective(config), epoch=3)
-                result = {self.metric: trial.value, "training_iteration": 3, "trial_id": i}
+                result = {**self.result(config, self.objective(config), 3), "trial_id": i}
                 each.on_trial_complete(trial_id=i, result=result, error=False)
         assert self.run(searcher, first=50) == self.run(blank, first=50)
 
@@ -211,7 +233,7 @@ class SearcherConformance:
             searcher = self.ready()
             limit = self.end_within if self.finishes else self.trials
             trials, finished = play(
-                searcher, self.objective, trials=limit, metric=self.metric, workers=workers
+                searcher, self.objective, trials=limit, workers=workers, report=self.report
             )
             assert finished == self.finishes, f"{len(trials)} trials, finished: {finished}"
             if finished:
