@@ -16,7 +16,7 @@ from ray import tune
 
 from tests.raytune.trainables import Counter, answer, environment, notes
 from tune_ext import AutoHyperScheduler, AutoHyperSearch
-from tune_ext.raytune._records import FILE_NAME
+from tune_ext.raytune.autohyper_scheduler import FILE_NAME
 
 
 def recorded(experiment: Path) -> set[float]:

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 from tune_ext.raytune import AutoHyperScheduler
 from tune_ext.raytune._play import FakeController, fake_trial
-from tune_ext.raytune._records import FILE_NAME
+from tune_ext.raytune.autohyper_scheduler import FILE_NAME
 
 
 @pytest.fixture

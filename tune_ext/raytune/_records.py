@@ -1,8 +1,8 @@
-"""Probes that have finished, kept beside the experiment so that no kill can lose one.
+"""Short trials that have finished, kept beside the experiment so that no kill can lose one.
 
 Ray writes the experiment's state every ten seconds or more and never a scheduler's. What
-finished in between would be trained again after the driver was killed. `FinishedProbes` is one
-JSON file in the experiment's directory, rewritten at once whenever a probe ends.
+finished in between would be trained again after the driver was killed. `FinishedTrials` is one
+JSON file in the experiment's directory, rewritten at once whenever such a trial ends.
 """
 
 from __future__ import annotations
@@ -13,36 +13,77 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.utils import flatten_dict
 
 from tune_ext.raytune._base import RESERVED_KEY
 
-__all__ = ["FILE_NAME", "FinishedProbes"]
+__all__ = ["FinishedTrials", "JsonFile", "checkpoint_of", "finish"]
 
-FILE_NAME = "autohyper-probes.json"
 _VERSION = 1
 
 logger = logging.getLogger(__name__)
 
 
-class FinishedProbes:
+class JsonFile:
+    """One JSON document on any file system that Ray stores experiments on.
+
+    Trouble with it is logged and otherwise ignored: it must not end an experiment.
+
+    Args:
+        filesystem: A file system of pyarrow.
+        path: Where the document is.
+    """
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._filesystem, self.path = filesystem, path
+
+    def read(self) -> Any:
+        """The document; None if there is none, or none that can be read."""
+        try:
+            with self._filesystem.open_input_stream(self.path) as stream:
+                return json.loads(stream.readall())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("Ignoring %s, which cannot be read: %r", self.path, error)
+            return None
+
+    def write(self, document: Any) -> None:
+        """Replace the document so that a reader, or a kill, finds the old one or the new one."""
+        temporary, text = f"{self.path}.tmp", json.dumps(_plain(document)) + "\n"
+        try:
+            self._filesystem.create_dir(self.path.rpartition("/")[0])
+            with self._filesystem.open_output_stream(temporary) as stream:
+                stream.write(text.encode())
+            self._filesystem.move(temporary, self.path)
+        except OSError as error:
+            logger.warning("Cannot write %s: %r", self.path, error)
+
+
+class FinishedTrials:
     """What finished in one experiment, of this session and of those before it.
 
     Args:
         storage: The storage context of any trial of the experiment.
+        name: The file's name.
+        kind: What the trials are called in the file.
     """
 
-    def __init__(self, storage: Any) -> None:
-        self._filesystem = storage.storage_filesystem
-        self._path, self._run = _where(storage)
+    def __init__(self, storage: Any, name: str, kind: str) -> None:
+        self._storage, self._kind = _identity(storage), kind
+        self._file = JsonFile(storage.storage_filesystem, f"{storage.experiment_fs_path}/{name}")
         self._records = self._read()
         self._earlier = dict(self._records)
 
     def belongs_to(self, storage: Any) -> bool:
         """Whether these are the records of the experiment that is stored there."""
-        return (self._path, self._run) == _where(storage)
+        return self._storage == _identity(storage)
 
     def add(self, trial: Any) -> None:
-        """Record that a probe has ended with the trial's last result."""
+        """Record that a trial has ended with its last result."""
         checkpoint = trial.checkpoint
         self._records[trial.trial_id] = {
             "values": _values(trial),
@@ -75,53 +116,63 @@ class FinishedProbes:
         self._earlier.pop(trial_id, None)
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        try:
-            with self._filesystem.open_input_stream(self._path) as stream:
-                document = json.loads(stream.readall())
-            if document["version"] != _VERSION or document["run"] != self._run:
-                return {}
-            return dict(document["probes"])
-        except FileNotFoundError:
+        document = self._file.read()
+        if document is None:
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("Ignoring %s, which cannot be read: %r", self._path, error)
+        try:
+            if document["version"] != _VERSION or document["run"] != self._storage[1]:
+                return {}
+            return dict(document[self._kind])
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning("Ignoring %s, which is damaged: %r", self._file.path, error)
             return {}
 
     def _write(self) -> None:
-        document = {"version": _VERSION, "run": self._run, "probes": self._records}
-        try:
-            _write_whole(self._filesystem, self._path, json.dumps(document))
-        except OSError as error:
-            logger.warning("Cannot write %s: %r", self._path, error)
+        document = {"version": _VERSION, "run": self._storage[1], self._kind: self._records}
+        self._file.write(document)
 
 
-def _where(storage: Any) -> tuple[str, str]:
-    """The file of an experiment, and what tells the experiment from others.
+def _identity(storage: Any) -> tuple[str, str]:
+    """The place of an experiment, and what tells the experiment from others in that place.
 
     Ray keeps the time of its first start when it resumes an experiment, and only then; another
     experiment in the same directory has its own.
     """
-    return f"{storage.experiment_fs_path}/{FILE_NAME}", str(getattr(storage, "_timestamp", ""))
+    return str(storage.experiment_fs_path), str(getattr(storage, "_timestamp", ""))
 
 
-def write_result(trial: Any, result: Mapping[str, Any]) -> None:
+def finish(tune_controller: Any, trial: Any, record: Mapping[str, Any]) -> None:
+    """End a trial before it starts, with the result that it is known to have."""
+    ours = {"trial_id": trial.trial_id, "config": dict(trial.config), "done": True}
+    result = {**record["result"], **ours}
+    trial.init_local_path()
+    trial.update_last_result(result)
+    manager = trial.run_metadata.checkpoint_manager
+    manager._latest_checkpoint_result = checkpoint_of(trial, record)
+    trial.set_status(Trial.TERMINATED)
+    _write_result(trial, result)
+    tune_controller.search_alg.on_trial_complete(trial.trial_id, result=flatten_dict(result))
+
+
+def checkpoint_of(trial: Any, record: Mapping[str, Any]) -> Any:
+    """The recorded checkpoint as Ray keeps it, or None."""
+    if record["checkpoint"] is None:
+        return None
+    checkpoint = Checkpoint(record["checkpoint"], filesystem=trial.storage.storage_filesystem)
+    return _TrainingResult(checkpoint=checkpoint, metrics=dict(record["result"]))
+
+
+def _write_result(trial: Any, result: Mapping[str, Any]) -> None:
     """Leave the result where Ray looks for a trial's history, unless it is there already."""
     filesystem = trial.storage.storage_filesystem
     path = f"{trial.storage.trial_fs_path}/result.json"
     try:
-        if not filesystem.get_file_info(path).is_file:
-            filesystem.create_dir(trial.storage.trial_fs_path)
-            _write_whole(filesystem, path, json.dumps(_plain(result)) + "\n")
+        there = filesystem.get_file_info(path).is_file
     except OSError as error:
-        logger.warning("Cannot write %s: %r", path, error)
-
-
-def _write_whole(filesystem: Any, path: str, text: str) -> None:
-    """Write a file so that a reader, or a kill, finds the old one or the new one."""
-    temporary = f"{path}.tmp"
-    with filesystem.open_output_stream(temporary) as stream:
-        stream.write(text.encode())
-    filesystem.move(temporary, path)
+        logger.warning("Cannot look for %s: %r", path, error)
+        return
+    if not there:
+        JsonFile(filesystem, path).write(result)
 
 
 def _values(trial: Any) -> dict[str, Any]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ray.train._internal.session import _TrainingResult
-from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.utils import flatten_dict
 
 from tune_ext._checks import check_choice, check_count
 from tune_ext.errors import InvalidValueError
@@ -22,11 +19,12 @@ from tune_ext.raytune._base import (
     is_diverged,
     role_of,
 )
-from tune_ext.raytune._records import FinishedProbes, write_result
+from tune_ext.raytune._records import FinishedTrials, checkpoint_of, finish
 
-__all__ = ["AutoHyperScheduler"]
+__all__ = ["FILE_NAME", "AutoHyperScheduler"]
 
-logger = logging.getLogger(__name__)
+FILE_NAME = "autohyper-probes.json"
+"""Where the probes that have finished are recorded, in the experiment's directory."""
 
 
 class AutoHyperScheduler(FIFOScheduler):
@@ -74,7 +72,7 @@ class AutoHyperScheduler(FIFOScheduler):
                 f"max_t must be at least probe_epochs = {probe_epochs}, got {max_t}"
             )
         self._watched = metric or "response_mean"
-        self._records: FinishedProbes | None = None
+        self._records: FinishedTrials | None = None
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Leave the experiment's metric alone: what is watched is the response."""
@@ -88,7 +86,7 @@ class AutoHyperScheduler(FIFOScheduler):
         elif role_of(trial.config) == "probe":
             record = records.take(trial)
             if record is not None:
-                _finish(tune_controller, trial, record)
+                finish(tune_controller, trial, record)
         else:
             self._continue(tune_controller, trial)
 
@@ -114,9 +112,9 @@ class AutoHyperScheduler(FIFOScheduler):
             f"AutoHyperScheduler: probes end at {self.probe_epochs}, final trials at {self.max_t}"
         )
 
-    def _recorded(self, trial: Any) -> FinishedProbes:
+    def _recorded(self, trial: Any) -> FinishedTrials:
         if self._records is None or not self._records.belongs_to(trial.storage):
-            self._records = FinishedProbes(trial.storage)
+            self._records = FinishedTrials(trial.storage, FILE_NAME, "probes")
         return self._records
 
     def _continue(self, tune_controller: Any, trial: Any) -> None:
@@ -141,24 +139,4 @@ class AutoHyperScheduler(FIFOScheduler):
 
     def _recorded_checkpoint(self, trial: Any, source_id: str) -> Any:
         record = self._recorded(trial).known(source_id)
-        return None if record is None else _checkpoint(trial, record)
-
-
-def _finish(tune_controller: Any, trial: Any, record: Mapping[str, Any]) -> None:
-    """End a trial before it starts, with the result that it is known to have."""
-    ours = {"trial_id": trial.trial_id, "config": dict(trial.config), "done": True}
-    result = {**record["result"], **ours}
-    trial.init_local_path()
-    trial.update_last_result(result)
-    trial.run_metadata.checkpoint_manager._latest_checkpoint_result = _checkpoint(trial, record)
-    trial.set_status(Trial.TERMINATED)
-    write_result(trial, result)
-    tune_controller.search_alg.on_trial_complete(trial.trial_id, result=flatten_dict(result))
-
-
-def _checkpoint(trial: Any, record: Mapping[str, Any]) -> Any:
-    """The recorded checkpoint as Ray keeps it, or None."""
-    if record["checkpoint"] is None:
-        return None
-    checkpoint = Checkpoint(record["checkpoint"], filesystem=trial.storage.storage_filesystem)
-    return _TrainingResult(checkpoint=checkpoint, metrics=dict(record["result"]))
+        return None if record is None else checkpoint_of(trial, record)
