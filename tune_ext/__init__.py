@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tune_ext.autohyper import AutoHyper, Parameter, Probe
     from tune_ext.exptest import DecayTest, Ladder, Tuner, learning_rate_bound
     from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
+    from tune_ext.lr_scheduler import ExpTestLR, find_lr, resolve_lr
     from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "AutoHyperScheduler",
     "AutoHyperSearch",
     "DecayTest",
+    "ExpTestLR",
     "ExpTestSearch",
     "Ladder",
     "LossMonitor",
@@ -29,9 +31,11 @@ __all__ = [
     "ResponseMeter",
     "Tuner",
     "evbmf",
+    "find_lr",
     "knowledge_gain",
     "learning_rate_bound",
     "register",
+    "resolve_lr",
 ]
 
 _HOME = {
@@ -39,6 +43,7 @@ _HOME = {
     "AutoHyperScheduler": "tune_ext.raytune",
     "AutoHyperSearch": "tune_ext.raytune",
     "DecayTest": "tune_ext.exptest",
+    "ExpTestLR": "tune_ext.lr_scheduler",
     "ExpTestSearch": "tune_ext.raytune",
     "Ladder": "tune_ext.exptest",
     "LossMonitor": "tune_ext._loss_monitor",
@@ -47,8 +52,10 @@ _HOME = {
     "ResponseMeter": "tune_ext.lowrank",
     "Tuner": "tune_ext.exptest",
     "evbmf": "tune_ext.lowrank",
+    "find_lr": "tune_ext.lr_scheduler",
     "knowledge_gain": "tune_ext.lowrank",
     "learning_rate_bound": "tune_ext.exptest",
+    "resolve_lr": "tune_ext.lr_scheduler",
 }
 
 
