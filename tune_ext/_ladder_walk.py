@@ -23,8 +23,14 @@ __all__ = ["BROKEN", "Rules", "Step", "Walk", "likely_next", "walk"]
 BROKEN = RungResult("diverged", 1.0, 0.0, None, 0)
 """The result of a rung that crashed, or that has none that can be used."""
 
-CLEARLY = 2.0
+CLEARLY = 3.0
 """An end loss is clearly above another from so many standard errors of their difference."""
+LEARNT = 0.9
+"""A rung has learnt something if it ends below so much of its first loss."""
+PATIENCE = 3
+"""The descent ends after so many rungs in a row that are no better, while no rung has learnt
+anything; after one, as published, otherwise. Rates that are far too large can leave a network
+dead, at the loss of guessing, where one rung passes by chance and the next one is worse."""
 
 Lookup = Callable[[int], RungResult | None]
 Direction = Literal["up", "down"]
@@ -72,6 +78,7 @@ class Walk:
     steps: list[Step] = field(default_factory=list)
     seen: dict[int, RungResult] = field(default_factory=dict)
     down_open: bool = True
+    _no_better: int = 0
 
     def run(self) -> Walk:
         """Go as far as the known results lead."""
@@ -113,10 +120,17 @@ class Walk:
     def _judge_down(self, result: RungResult) -> str:
         if result.broken:
             return "diverged or failed: further down"
-        if self.best is not None and _end(result) > _end(self.seen[self.best]):
-            self.down_open = False
-            return "ends above the best so far: the descent ends"
-        return "passes" if result.passes else "fails: further down"
+        if self.best is None:
+            return "passes" if result.passes else "fails: further down"
+        if _end(result) <= _end(self.seen[self.best]):
+            self._no_better = 0
+            return "passes" if result.passes else "fails, but ends no higher: further down"
+        self._no_better += 1
+        learnt = any(_learnt(r) for r in self.seen.values())
+        self.down_open = self._no_better < (1 if learnt else PATIENCE)
+        return "ends above the best so far: " + (
+            "further down, as nothing was learnt yet" if self.down_open else "the descent ends"
+        )
 
     def _direction(self) -> Direction | None:
         """Where the next rung lies; None when the walk has ended."""
@@ -135,7 +149,9 @@ class Walk:
         return "down" if down and self._lowest_is_best() else None
 
     def _lowest_is_best(self) -> bool:
-        """Whether no rung above the lowest one that stayed finite ends lower."""
+        """Whether the descent has begun, or should."""
+        if min(self.seen) < 0 and self._no_better:
+            return True
         ends = {i: _end(r) for i, r in self.seen.items() if not r.broken and not r.rose}
         if not ends:
             return True
@@ -207,6 +223,11 @@ _DESCENT_GOES_ON = 0.5  # and that one below it ends lower than all others so fa
 
 def _end(result: RungResult) -> float:
     return math.inf if result.end_loss is None else result.end_loss
+
+
+def _learnt(result: RungResult) -> bool:
+    first = result.first_loss
+    return first is None or (result.passes and _end(result) < first - (1 - LEARNT) * abs(first))
 
 
 def _clearly_above(result: RungResult, other: RungResult) -> bool:

@@ -1,6 +1,6 @@
 """One rung of the ladder: where it stands, how it is tested, what came out.
 
-Source: Chaudhry, Mizuno, arXiv 2411.16975; `RungResult.rose` and `RungResult.end_error` are
+Source: Chaudhry, Mizuno, arXiv 2411.16975; `end_error`, `rose` and `first_loss` of a result are
 our completion.
 """
 
@@ -65,11 +65,13 @@ class RungResult:
     steps: int
     end_error: float = 0.0
     rose: bool = False
+    first_loss: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("verdict", self.verdict, _VERDICTS)
         object.__setattr__(self, "steps", check_count("steps", self.steps, 0))
         object.__setattr__(self, "end_loss", _finite(self.end_loss))
+        object.__setattr__(self, "first_loss", _finite(self.first_loss))
         for name, missing in (("p_value", 1.0), ("slope", 0.0), ("end_error", 0.0)):
             value = _finite(getattr(self, name))
             object.__setattr__(self, name, missing if value is None else value)
@@ -126,7 +128,9 @@ class RungTest:
         steps: How many training steps a rung has (ALGORITHMS: 60; 30 is enough where the
             signal is strong).
         alpha: Level of the test.
-        autocorrelation: See `DecayTest`.
+        autocorrelation: See `DecayTest`. The default is the plain test: a rung that falls fast
+            and then flattens bends away from a line as autocorrelated losses do, and it is the
+            one to find; one that passes by chance has no low end loss.
         transform: See `DecayTest`.
     """
 
@@ -135,7 +139,7 @@ class RungTest:
         steps: int = 60,
         alpha: float = 0.05,
         *,
-        autocorrelation: Literal["ar1", "none"] = "ar1",
+        autocorrelation: Literal["ar1", "none"] = "none",
         transform: Literal["log", "identity"] = "log",
     ) -> None:
         self.steps = check_count("steps", steps, 3)
@@ -192,6 +196,7 @@ class RungTest:
             self._test.n,
             end_error=error,
             rose=self._test.n > 1 and not self._fell,
+            first_loss=self._first,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ symbol   here                        meaning
 =======  ==========================  ===========================================
 η        `Tuner.lr`                  learning rate
 T        `Tuner.window`              steps of the present window
-α        `alpha`                     level of each window's test
+α        `alpha`                     level of a decision to keep the rate
 β        `beta`                      a decay is η ← β·η, T ← T/β
 =======  ==========================  ===========================================
 """
@@ -17,7 +17,7 @@ T        `Tuner.window`              steps of the present window
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -28,10 +28,11 @@ from tune_ext.errors import InvalidValueError, StateError
 
 __all__ = ["Action", "Correction", "Tuner"]
 
-Correction = Literal["none"]
+Correction = Literal["spending", "none"]
 Kind = Literal["keep", "decay", "restore"]
 
 _VERSION = 1
+_LOOKS = 2  # of "spending": after T and, if need be, after 2·T steps
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,46 @@ class Tuner:
     ...     if (action := tuner.update(loss)) is not None:
     ...         kinds.append(action.kind)
     >>> kinds
-    ['keep', 'keep', 'keep', 'decay']
+    ['keep', 'keep', 'decay']
+
+    At the end of a window of T steps the loss is tested for decay. If it decays, the rate is
+    kept, and the next window has T steps. If it does not, η ← β·η and T ← T/β: the slope
+    shrinks with the rate, and a window that did not grow with it would lose its power.
+
+    Repeated testing has two errors, and they cost differently. "Decaying" on a plateau costs
+    one more window. "Not decaying" on a curve that decays lowers the rate for good: it slows
+    the training down, and with 1 − (power)^k it happens almost surely once in k windows. The
+    correction is for the second and pays with the first's level:
+
+    * "spending": a window that does not decay is no decision yet. It goes on to 2·T steps
+      and is tested once more; only if that fails too the rate is lowered. The t-statistic of
+      a slope grows as steps^1.5: one that is seen at the first look with probability one
+      half is seen almost surely at the second, if it lasts. Each of the two looks has the
+      level α/2. On a plateau a decision keeps the rate with probability at most α therefore,
+      although it looks twice (union bound: no independence needed), and k decisions in a row
+      keep it with at most α^k if windows are independent.
+    * "none": one look a window, at the level α, as published.
+
+    Both hold as far as the test is calibrated (see `DecayTest`).
+
+    The rate cannot collapse. k reductions take at least T + T/β + … + T/β^(k−1) steps, hence
+    β^−k ≤ 1 + (1/β − 1)·N/T after N steps, and η ≥ η₀ / (1 + (1/β − 1)·N/T) whatever the
+    losses are, as long as they are finite (`floor`; with "spending" a reduction takes 2·T
+    steps, and N/(2·T) stands for N/T). A divergence multiplies the rate by β at once, and is
+    counted apart (`restores`).
+
+    The length of the training may be known: `total_steps`. A second look that would come
+    after the end is not waited for; the first look then decides, at the level α/2. With a
+    `cooldown` the last share of the steps lowers the rate linearly to `min_lr`, exactly
+    η·(steps left)/(steps of the cool-down) for `min_lr` = 0; windows are not tested there.
 
     Args:
         lr: η, the rate to begin with (from a `Ladder`).
         window: T, steps of the first window; one epoch, as published.
-        alpha: Level of each window's test.
+        alpha: Level of a decision.
         beta: A decay multiplies η by β and divides T by β.
         min_lr: η never falls below.
-        correction: For repeated testing.
+        correction: For repeated testing, see above.
         autocorrelation: See `DecayTest`.
         transform: See `DecayTest`.
         total_steps: The known length of the training, None if it is open.
@@ -90,7 +122,7 @@ class Tuner:
         alpha: float = 0.05,
         beta: float = 0.33,
         min_lr: float = 0.0,
-        correction: Correction = "none",
+        correction: Correction = "spending",
         autocorrelation: Literal["ar1", "none"] = "ar1",
         transform: Literal["log", "identity"] = "log",
         total_steps: int | None = None,
@@ -114,7 +146,8 @@ class Tuner:
         self._test = DecayTest(self.alpha, autocorrelation=autocorrelation, transform=transform)
         self._options = {"autocorrelation": autocorrelation, "transform": transform}
         self._base_lr = self._first_lr
-        self._window = self._first_window
+        self._window = self._first_window  # T
+        self._looked = 0  # how often the present window was tested already
         self._step = 0
         self._restores = 0
         self._rows: list[dict[str, Any]] = []
@@ -127,10 +160,18 @@ class Tuner:
     @property
     def lr(self) -> float:
         """The rate for the next step; read it after every update when there is a cool-down."""
+        return self.lr_at(self._step)
+
+    def lr_at(self, step: int) -> float:
+        """The rate after so many steps in all, if no window ends before.
+
+        For a loop that hands over many losses at once: during a cool-down each step has a
+        rate of its own.
+        """
         total = self.total_steps
-        if not self.cooldown or total is None or self._step <= self._cooling_from:
+        if not self.cooldown or total is None or step <= self._cooling_from:
             return self._base_lr
-        left = max(total - self._step, 0) / (total - self._cooling_from)
+        left = max(total - step, 0) / (total - self._cooling_from)
         return self.min_lr + (self._base_lr - self.min_lr) * left
 
     @property
@@ -146,8 +187,8 @@ class Tuner:
 
     @property
     def window(self) -> int:
-        """T, steps of the present window."""
-        return self._window
+        """Steps of the present window: T, or 2·T if it was tested once without success."""
+        return self._window * (1 + self._looked)
 
     @property
     def step(self) -> int:
@@ -166,7 +207,8 @@ class Tuner:
             steps: Counted from the beginning.
         """
         check_count("steps", steps, 0)
-        grown = 1 + (1 / self.beta - 1) * steps / self._first_window
+        first = self._first_window * (_LOOKS if self._always_looks_again else 1)
+        grown = 1 + (1 / self.beta - 1) * steps / first
         return max(self.min_lr, self._first_lr / grown * self.beta**self._restores)
 
     def update(self, loss: float) -> Action | None:
@@ -181,6 +223,22 @@ class Tuner:
         self._test.update(loss)
         self._step += 1
         return self._look()
+
+    def update_many(self, losses: Sequence[float]) -> tuple[int, Action | None]:
+        """As `update` with one loss after another, until there is something to do.
+
+        Args:
+            losses: Of successive steps, none left out.
+
+        Returns:
+            How many of them were taken (the others belong to the next window), and what to do.
+        """
+        room = len(losses) if self._cooling else max(self.window - self._test.n, 1)
+        taken = next((i + 1 for i, x in enumerate(losses[:room]) if not math.isfinite(x)), room)
+        stretch = losses[:taken]
+        self._test.update_many(stretch)
+        self._step += len(stretch)
+        return len(stretch), self._look()
 
     def tell(self, statistics: Mapping[str, Any]) -> Action | None:
         """Take many steps at once.
@@ -197,35 +255,54 @@ class Tuner:
         return self._look()
 
     def _look(self) -> Action | None:
+        """Test the window if it is time, and say what follows."""
         if self._test.diverged:
             self._restores += 1
-            return self._act("restore")
-        if self._cooling or self._test.n < self._window:
+            return self._act("restore", self._test.result())
+        if self._cooling or self._test.n < self.window:
             return None
-        decaying = self._test.result().verdict == "decaying"
-        return self._act("keep" if decaying else "decay")
+        spending = self.correction == "spending"
+        result = self._test.result(self.alpha / _LOOKS if spending else self.alpha)
+        if result.verdict == "decaying":
+            return self._act("keep", result)
+        if spending and not self._looked and self._room_for_another_look():
+            self._looked = 1
+            self._note("extend", result)
+            return None
+        return self._act("decay", result)
 
-    def _act(self, kind: Kind) -> Action:
-        result = self._test.result()
-        steps = self._test.n
+    @property
+    def _always_looks_again(self) -> bool:
+        return self.correction == "spending" and (self.total_steps is None or self.cooldown > 0)
+
+    def _room_for_another_look(self) -> bool:
+        """Whether twice the window fits; a cool-down lowers the rate soon if it does not."""
+        if self._always_looks_again or self.total_steps is None:
+            return True
+        return self._step + self._window <= self.total_steps
+
+    def _act(self, kind: Kind, result: DecayResult) -> Action:
         if kind != "keep":
             self._base_lr = max(self._base_lr * self.beta, self.min_lr)
             self._window = math.ceil(self._window / self.beta)
+        self._looked = 0
+        self._note(kind, result)
         self._test.reset()
-        action = Action(kind, self.lr, self._window, result)
+        return Action(kind, self.lr, self._window, result)
+
+    def _note(self, event: str, result: DecayResult) -> None:
         self._rows.append(
             {
-                "event": kind,
+                "event": event,
                 "step": self._step,
-                "steps": steps,
+                "steps": self._test.n,
                 "verdict": result.verdict,
                 "p_value": result.p_value,
                 "slope": result.slope,
                 "lr": self._base_lr,
-                "window": self._window,
+                "window": self.window,
             }
         )
-        return action
 
     def explain(self) -> Explanation:
         """Every window that has ended, in order, and what followed from it."""
@@ -249,6 +326,7 @@ class Tuner:
             },
             "lr": self._base_lr,
             "window": self._window,
+            "looked": self._looked,
             "step": self._step,
             "restores": self._restores,
             "test": self._test.state_dict(),
@@ -272,6 +350,7 @@ class Tuner:
             tuner = cls(**state["arguments"])
             tuner._base_lr = check_positive("lr", state["lr"], below=math.inf)
             tuner._window = check_count("window", state["window"], 3)
+            tuner._looked = check_count("looked", state["looked"], 0)
             tuner._step = check_count("step", state["step"], 0)
             tuner._restores = check_count("restores", state["restores"], 0)
             tuner._test = DecayTest.from_state_dict(state["test"])

@@ -16,7 +16,7 @@ for exponential decay. Three parts follow from that:
 
 All of it is pure: values in, decisions out, state as versioned JSON; neither torch nor Ray.
 
->>> bound = learning_rate_bound([[[1.0, 0.0], [0.0, 1.0]]])
+>>> bound = learning_rate_bound([[[2.0, 0.0], [0.0, 2.0]]])
 >>> ladder = Ladder(bound, steps=20)
 >>> while not ladder.finished:
 ...     for rung in ladder.ask():
@@ -26,8 +26,8 @@ All of it is pure: values in, decisions out, state as versioned JSON; neither to
 ...             complete = test.update(w * w / 2)
 ...             w -= rung.lr * w
 ...         ladder.tell(rung.index, test.result())
->>> round(ladder.lr, 2)
-1.0
+>>> round(bound, 2), round(ladder.lr, 2)
+(0.4, 1.21)
 """
 
 from __future__ import annotations
