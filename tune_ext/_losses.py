@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numbers
 from array import array
+from math import isfinite
 from typing import Any
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError
@@ -26,6 +27,9 @@ class LossBuffer:
     Args:
         size: Losses that wait on a device at most.
 
+    Attributes:
+        finite: Whether all losses that were read since the last `take` are finite.
+
     >>> losses = LossBuffer()
     >>> losses.add(0.5); losses.add(2)
     >>> list(losses.take()), list(losses.take())
@@ -37,6 +41,7 @@ class LossBuffer:
         self._values = array("d")
         self._held: Any = None
         self._waiting = 0
+        self.finite = True
 
     def __len__(self) -> int:
         return len(self._values) + self._waiting
@@ -55,17 +60,22 @@ class LossBuffer:
         """
         if type(loss) is float and not self._waiting:
             self._values.append(loss)
+            if not isfinite(loss):
+                self.finite = False
         elif hasattr(loss, "detach") and loss.device.type != "cpu":
             self._hold(loss)
         else:
             number = _number(loss)
             self._read()
             self._values.append(number)
+            if not isfinite(number):
+                self.finite = False
 
     def take(self) -> array[float]:
         """All losses since the last time, in their order."""
         self._read()
         values, self._values = self._values, array("d")
+        self.finite = True
         return values
 
     def _hold(self, loss: Any) -> None:
@@ -83,7 +93,9 @@ class LossBuffer:
     def _read(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, 0
-            self._values.extend(self._held[:waiting].tolist())
+            values = self._held[:waiting].tolist()
+            self._values.extend(values)
+            self.finite = self.finite and all(map(isfinite, values))
 
 
 def _number(loss: Any) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tune_ext.errors import InvalidValueError
+from tune_ext.errors import InvalidValueError, StateError
 
 __all__ = ["RandomState", "Snapshot", "Surroundings", "all_finite", "parameters_of"]
 
+_TENSOR, _DEVICE = "tensor", "device"
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -67,6 +68,29 @@ def _fits(tensor: Tensor, kept: _Kept) -> bool:
     )
 
 
+def _packed(value: Any) -> Any:
+    """Copies as dictionaries of a tensor and the name of its device, for `torch.save`."""
+    if isinstance(value, _Kept):
+        return {_TENSOR: value.copy, _DEVICE: str(value.device)}
+    if isinstance(value, dict):
+        return {name: _packed(entry) for name, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_packed(entry) for entry in value)
+    return value
+
+
+def _unpacked(value: Any, device: torch.device | None, home: torch.device) -> Any:
+    """What `_packed` made; a tensor that was on an accelerator belongs to `home` now."""
+    if isinstance(value, dict) and value.keys() == {_TENSOR, _DEVICE}:
+        belongs = home if torch.device(value[_DEVICE]).type != "cpu" else torch.device("cpu")
+        return _Kept(value[_TENSOR].to(belongs if device is None else device), belongs)
+    if isinstance(value, dict):
+        return {name: _unpacked(entry, device, home) for name, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_unpacked(entry, device, home) for entry in value)
+    return value
+
+
 def _kept_bytes(value: Any) -> int:
     if isinstance(value, _Kept):
         return value.copy.numel() * value.copy.element_size()
@@ -97,13 +121,15 @@ class Snapshot:
         optimizer: torch.optim.Optimizer | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._device = optimizer, device
         self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (table, dict(table))
             for module in _all_modules(modules)
             for table in (module._parameters, module._buffers)
         ]
         tensors = {id(t): t for _, table in self._tables for t in table.values() if t is not None}
+        self._groups: list[dict[str, Any]] = []
+        self._state: dict[Any, Any] = {}
         if optimizer is not None:
             tensors |= {id(p): p for g in optimizer.param_groups for p in g["params"]}
             self._groups = [_keep(_options(g), device) for g in optimizer.param_groups]
@@ -114,13 +140,53 @@ class Snapshot:
             )
         self._tensors = [(tensor, _keep(tensor, device)) for tensor in tensors.values()]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The copies, for `torch.save`; loading needs nothing but tensors and plain types."""
+        order = self._order()
+        return {
+            "tensors": [_packed(copy) for _, copy in self._tensors],
+            "groups": _packed(self._groups),
+            "state": {order[p]: _packed(state) for p, state in self._state.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take another snapshot's copies, of the same modules and optimiser.
+
+        Raises:
+            StateError: It is damaged, or of other modules. Nothing has been changed.
+        """
+        try:
+            parameters = list(self._order())
+            home = self._tensors[0][0].device if self._tensors else torch.device("cpu")
+            copies = [
+                _unpacked(packed, self._device, tensor.device)
+                for (tensor, _), packed in zip(self._tensors, state["tensors"], strict=True)
+            ]
+            if any(
+                t.shape != c.copy.shape for (t, _), c in zip(self._tensors, copies, strict=True)
+            ):
+                raise StateError("the snapshot is of a model of other shapes")
+            groups = _unpacked(state["groups"], self._device, home)
+            kept = {
+                parameters[i]: _unpacked(entry, self._device, parameters[i].device)
+                for i, entry in state["state"].items()
+            }
+            if len(groups) != len(self._groups):
+                raise StateError("the snapshot is of an optimiser of other groups")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise StateError(f"the snapshot does not fit to the model: {error}") from error
+        self._tensors = [(t, c) for (t, _), c in zip(self._tensors, copies, strict=True)]
+        self._groups, self._state = groups, kept
+
+    def _order(self) -> dict[Tensor, int]:
+        groups = [] if self._optimizer is None else self._optimizer.param_groups
+        return {p: i for i, p in enumerate(p for group in groups for p in group["params"])}
+
     @property
     def nbytes(self) -> int:
         """Memory that the copies take, in bytes."""
-        kept = [[copy for _, copy in self._tensors]]
-        if self._optimizer is not None:
-            kept += [self._groups, list(self._state.values())]
-        return sum(map(_kept_bytes, kept))
+        copies = [copy for _, copy in self._tensors]
+        return sum(map(_kept_bytes, [copies, self._groups, self._state]))
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -26,11 +26,12 @@ from tune_ext._losses import LossBuffer
 from tune_ext._rung_training import largest_rate, rate_ratios, set_rates
 from tune_ext._torch_snapshot import Snapshot, all_finite, parameters_of
 from tune_ext.errors import InvalidTypeError, NoLearningRateError, StateError
-from tune_ext.exptest import Action, Explanation, Tuner
+from tune_ext.exptest import Action, Correction, Explanation, Tuner
 
 __all__ = ["ExpTestLR", "LadderResult", "LadderRung", "find_lr", "resolve_lr"]
 
 _VERSION = 1
+_AT_LEAST_EVERY = 1024  # steps: so many losses, 8 bytes each, are kept at most
 
 
 class ExpTestLR(LRScheduler):
@@ -63,6 +64,7 @@ class ExpTestLR(LRScheduler):
         alpha: Level of the test, between 0 and 1.
         beta: Factor of the rate, between 0 and 1.
         min_lr: The rate never falls below (the largest group's).
+        correction: For repeated testing, see `tune_ext.Tuner`.
         autocorrelation: See `tune_ext.DecayTest`.
         transform: "log", or "identity" for losses that may be negative.
         total_steps: The length of the training, if it is known.
@@ -103,6 +105,7 @@ class ExpTestLR(LRScheduler):
         alpha: float = 0.05,
         beta: float = 0.33,
         min_lr: float = 0.0,
+        correction: Correction = "spending",
         autocorrelation: Literal["ar1", "none"] = "ar1",
         transform: Literal["log", "identity"] = "log",
         total_steps: int | None = None,
@@ -125,6 +128,7 @@ class ExpTestLR(LRScheduler):
             alpha=alpha,
             beta=beta,
             min_lr=min_lr,
+            correction=correction,
             autocorrelation=autocorrelation,
             transform=transform,
             total_steps=total_steps,
@@ -142,7 +146,9 @@ class ExpTestLR(LRScheduler):
         self._in_window = 0
         self._restored = 0
         self._applied = math.nan
+        self._cools = cooldown > 0
         self.last_epoch = 0
+        self._plan()
         self._apply()
         for group in optimizer.param_groups:
             if lr is not None:
@@ -168,7 +174,11 @@ class ExpTestLR(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """The rate of each parameter group for the next step."""
-        return [self._tuner.lr * ratio for ratio in self._ratios]
+        return [self._rate() * ratio for ratio in self._ratios]
+
+    def _rate(self) -> float:
+        """The largest group's rate for the next step."""
+        return self._tuner.lr_at(self._tuner.step + len(self._losses))
 
     def step(self, loss: Any = None) -> None:
         """Take the loss of the step that the optimiser has just made.
@@ -187,23 +197,34 @@ class ExpTestLR(LRScheduler):
             raise InvalidTypeError(
                 "ExpTestLR.step needs the loss of the training step: scheduler.step(loss)"
             )
-        self._losses.add(loss)
+        losses = self._losses
+        losses.add(loss)
         self.last_epoch += 1
-        left = self._tuner.window - self._in_window
-        if not self._losses.waiting or len(self._losses) == left:
+        self._due -= 1
+        if self._due <= 0 or not losses.finite:
             self._look()
+        if self._cools:
+            self._apply()
 
     def _look(self) -> None:
         """Give the tuner all losses so far, and do what it says."""
-        for loss in self._losses.take():
-            self._in_window += 1
-            action = self._tuner.update(loss)
+        losses = self._losses.take()
+        while losses:
+            taken, action = self._tuner.update_many(losses)
+            losses = losses[taken:]
+            self._in_window += taken
             if action is not None:
                 self._in_window = 0
                 self._act(action)
-                if action.kind == "restore":  # what came after belongs to the weights given up
-                    break
+                if action.kind == "restore":
+                    break  # what came after belongs to the weights given up
+        self._plan()
         self._apply()
+
+    def _plan(self) -> None:
+        """Say when to look at the losses next: at the end of the window, or before."""
+        left = self._tuner.window - self._in_window
+        self._due = left if 0 < left < _AT_LEAST_EVERY else _AT_LEAST_EVERY
 
     def _act(self, action: Action) -> None:
         if action.kind == "restore":
@@ -220,8 +241,9 @@ class ExpTestLR(LRScheduler):
         groups = self.optimizer.param_groups
         for group in groups[len(self._ratios) :]:
             self._ratios.append(float(group["lr"]) / self._applied)
-        if self._applied != self._tuner.lr:
-            self._applied = self._tuner.lr
+        lr = self._rate()
+        if self._applied != lr:
+            self._applied = lr
             set_rates(self.optimizer, self._applied, self._ratios)
             self._last_lr = [float(group["lr"]) for group in groups]
 
@@ -271,6 +293,7 @@ class ExpTestLR(LRScheduler):
         unread = self._losses.take()
         for loss in unread:
             self._losses.add(loss)
+        kept = self._snapshot if self._save_snapshot else None
         return {
             "version": _VERSION,
             "kind": "ExpTestLR",
@@ -281,6 +304,7 @@ class ExpTestLR(LRScheduler):
             "ratios": list(self._ratios),
             "base_lrs": list(self.base_lrs),
             "last_epoch": self.last_epoch,
+            **({} if kept is None else {"snapshot": kept.state_dict()}),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -313,12 +337,19 @@ class ExpTestLR(LRScheduler):
                 f"the state is for {len(ratios)} parameter groups, the optimiser has "
                 f"{len(self.optimizer.param_groups)}"
             )
+        snapshot = None
+        if "snapshot" in state_dict and self._model is not None:
+            snapshot = self._take()
+            snapshot.load_state_dict(state_dict["snapshot"])
         self._tuner, self._ratios, self.base_lrs = tuner, ratios, list(base_lrs)
         self._in_window, self._restored, self.last_epoch = in_window, restored, step
         self._losses.take()
         for loss in unread:
             self._losses.add(loss)
         self._applied = math.nan
+        self._cools = tuner.cooldown > 0
+        self._plan()
+        self._due -= len(unread)
         self._apply()
-        self._snapshot = None
+        self._snapshot = snapshot
         self._await_snapshot()
