@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from tune_ext.exptest import DecayTest, Ladder, Tuner, learning_rate_bound
     from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
     from tune_ext.lr_scheduler import ExpTestLR, find_lr, resolve_lr
-    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
+    from tune_ext.raytune import (
+        AutoHyperScheduler,
+        AutoHyperSearch,
+        ExpTestScheduler,
+        ExpTestSearch,
+    )
 
 __all__ = [
     "AutoHyper",
@@ -23,6 +28,7 @@ __all__ = [
     "AutoHyperSearch",
     "DecayTest",
     "ExpTestLR",
+    "ExpTestScheduler",
     "ExpTestSearch",
     "Ladder",
     "LossMonitor",
@@ -44,6 +50,7 @@ _HOME = {
     "AutoHyperSearch": "tune_ext.raytune",
     "DecayTest": "tune_ext.exptest",
     "ExpTestLR": "tune_ext.lr_scheduler",
+    "ExpTestScheduler": "tune_ext.raytune",
     "ExpTestSearch": "tune_ext.raytune",
     "Ladder": "tune_ext.exptest",
     "LossMonitor": "tune_ext._loss_monitor",
@@ -81,8 +88,14 @@ def register() -> None:
     from ray.tune.schedulers import SCHEDULER_IMPORT
     from ray.tune.search import SEARCH_ALG_IMPORT
 
-    from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
+    from tune_ext.raytune import (
+        AutoHyperScheduler,
+        AutoHyperSearch,
+        ExpTestScheduler,
+        ExpTestSearch,
+    )
 
     SEARCH_ALG_IMPORT["autohyper"] = lambda: AutoHyperSearch
     SEARCH_ALG_IMPORT["exptest"] = lambda: ExpTestSearch
     SCHEDULER_IMPORT["autohyper"] = AutoHyperScheduler
+    SCHEDULER_IMPORT["exptest"] = ExpTestScheduler

@@ -2,5 +2,6 @@
 
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 from tune_ext.raytune.exptest import ExpTestSearch
+from tune_ext.raytune.exptest_scheduler import ExpTestScheduler
 
-__all__ = ["AutoHyperScheduler", "AutoHyperSearch", "ExpTestSearch"]
+__all__ = ["AutoHyperScheduler", "AutoHyperSearch", "ExpTestScheduler", "ExpTestSearch"]

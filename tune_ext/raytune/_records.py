@@ -20,7 +20,7 @@ from ray.tune.utils import flatten_dict
 
 from tune_ext.raytune._base import RESERVED_KEY
 
-__all__ = ["FinishedTrials", "JsonFile", "checkpoint_of", "finish"]
+__all__ = ["FinishedTrials", "JsonFile", "checkpoint_of", "finish", "identity"]
 
 _VERSION = 1
 
@@ -73,14 +73,14 @@ class FinishedTrials:
     """
 
     def __init__(self, storage: Any, name: str, kind: str) -> None:
-        self._storage, self._kind = _identity(storage), kind
+        self._storage, self._kind = identity(storage), kind
         self._file = JsonFile(storage.storage_filesystem, f"{storage.experiment_fs_path}/{name}")
         self._records = self._read()
         self._earlier = dict(self._records)
 
     def belongs_to(self, storage: Any) -> bool:
         """Whether these are the records of the experiment that is stored there."""
-        return self._storage == _identity(storage)
+        return self._storage == identity(storage)
 
     def add(self, trial: Any) -> None:
         """Record that a trial has ended with its last result."""
@@ -132,7 +132,7 @@ class FinishedTrials:
         self._file.write(document)
 
 
-def _identity(storage: Any) -> tuple[str, str]:
+def identity(storage: Any) -> tuple[str, str]:
     """The place of an experiment, and what tells the experiment from others in that place.
 
     Ray keeps the time of its first start when it resumes an experiment, and only then; another
