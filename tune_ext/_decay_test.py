@@ -2,45 +2,53 @@
 
 Source: Chaudhry and Mizuno, arXiv 2411.16975 (ExpTest): under squared loss and a rate below
 2/λ_max, the loss of a linearised network is a sum of decaying exponentials plus a floor, so
-that the loss curve of a converging run passes a test for exponential decay. The paper's test
-is completed here; what is ours is the arithmetic and the treatment of autocorrelation.
+that the loss curve of a converging run passes a test for exponential decay. What is ours: the
+correction for autocorrelation and the arithmetic.
 
 Notation, for a window of n per-step losses ℓ_0 … ℓ_{n−1}:
 
 =========  ============================================================================
 y_t        ln ℓ_t ("log"), or ℓ_t itself ("identity")
-b          slope of the least-squares line of y on t; H0: b ≥ 0, H1: b < 0
-e_t        residuals of that line
-t_b        b / s_b, with s_b² = Σe² / ((n − 2) Σ(t − t̄)²), as in any textbook
-r          Σ e_t e_{t−1} / Σ e_t², the lag-1 autocorrelation of the residuals
-ρ          r corrected for its bias, (n r + 2) / (n − 5), and at least 0
+b, s_b     slope of the least-squares line of y on t, and its standard error as in any
+           textbook; H0: b ≥ 0, H1: b < 0
+t_b        b / s_b; the plain p-value is P(T_{n−2} < t_b)
+e_t        residuals of the least-squares parabola (its slope over the window is b too)
+t_c        the same as t_b with Σe²/(n − 3) for the variance
+r          Σ e_t e_{t−1} / Σ e_t², their lag-1 autocorrelation
+ρ          r corrected for its bias, (n r + 3) / (n − 7), in [0, 1]
 f          (1 + ρ) / (1 − ρ): n correlated steps are worth n / f independent ones
+t_d        t-statistic of the mean of the n − 1 differences y_t − y_{t−1}
 =========  ============================================================================
 
-Plain test: p = P(T_{n−2} < t_b). Losses of mini-batches are autocorrelated, which makes it
-reject a true H0 far too often (35 % instead of 5 % at ρ = .9). The default is therefore
+Losses are autocorrelated where momentum, a rate near its limit or smoothing make them so, and
+the plain test then rejects a true H0 far too often (35 % instead of 5 % at ρ = .9). The
+default, "ar1", rejects if one of two tests does that bound the error from two sides:
 
-    p = P(T_ν < t_b · √((n − 2f) / (f (n − 2)))),   ν = (n − 2f) / (1 + 2f).
+    p_a = P(T_ν < t_c · √((n − 3f) / (f (n − 3)))),   ν = (n − 3f) / (1 + 2f)
+    p_d = P(T_{n−2} < t_d)
+    p   = max(plain p, min(p_a, p_d))
 
-f inflates the variance of the slope; (n − 2f)/(n − 2) makes good that a line takes more out
-of correlated residuals (to first order E Σe² = σ²(n − 2f)); ν are Satterthwaite's degrees of
-freedom of the estimated long-run variance σ_ε²/(1 − ρ)², whose logarithm has the variance
-(2 + 4f)/n in an AR(1) process. p is never below that of the plain test. How often it rejects
-pure noise is measured in experiments/exptest/calibration.md.
+p_a takes the noise for an AR(1) process. f inflates the variance of the slope;
+(n − 3f)/(n − 3) makes good that a parabola takes more out of correlated residuals (to first
+order E Σe² = σ²(n − 3f)); ν are Satterthwaite's degrees of freedom of the estimated long-run
+variance σ_ε²/(1 − ρ)², whose logarithm has the variance (2 + 4f)/n. A straight line would not
+do: the curvature of a loss that falls fast and then slowly would pass for autocorrelation.
+p_d takes the noise for a random walk: exact there, and far below its level for anything
+stationary, where differences add up to nothing. It sees what p_a cannot, a curve so smooth
+that no noise is left to compare with (large batches). Both rarely reject the same pure noise
+wrongly, so that their minimum keeps the level; experiments/exptest/calibration.md has the
+measured rates, and where they are exceeded.
 
-Arithmetic: y is held as an integer, in units of 2^−76 (to the nearest; exact for |y| ≥ 2^−24)
-for "log" and of 2^−1074 (exact) for "identity". The sums are then exact, whatever their
-number and order: updates one by one, many at once and merges give the same result bit for
-bit, and nothing cancels. Floats appear only in the last divisions.
+The sums are exact (`tune_ext._exact_sums`): updates one by one, many at once and restored
+states give the same result bit for bit, and nothing cancels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
@@ -48,9 +56,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr
 
 from tune_ext._checks import as_number, check_choice, check_positive
+from tune_ext._exact_sums import EXACT_BITS, FAST_BITS, Sums, fixed, sum_any, sum_small
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
-__all__ = ["DecayResult", "DecayTest", "Verdict", "p_value"]
+__all__ = ["DecayResult", "DecayTest", "Statistics", "Verdict", "corrected_p_value"]
 
 Array = NDArray[np.float64]
 Verdict = Literal["decaying", "not decaying", "diverged"]
@@ -61,11 +70,7 @@ ALPHA = 0.05
 
 _VERSION = 1
 _KIND = "decay_test"
-_BUFFER = 1024  # losses kept before they are summed: numpy is 30 times faster than Python
-_CHUNK = 1 << 18  # 2^18 products of two limbs (44 bits) stay below 2^63
-_LIMB = 22
-_LOG_BITS = 76  # |ln ℓ| < 2^10, so that y fits into four limbs: 10 + 3 · 22 bits
-_IDENTITY_BITS = 1074  # the smallest positive double is 2^−1074
+_BUFFER = 1024  # losses kept before they are summed: numpy is many times faster than Python
 
 
 @dataclass(frozen=True)
@@ -88,147 +93,78 @@ class DecayResult:
     autocorrelation: float = 0.0
 
 
-def p_value(t: ArrayLike, r: ArrayLike, n: int) -> tuple[Array, Array]:
-    """The p-value corrected for autocorrelation; the arguments may be arrays.
+@dataclass(frozen=True)
+class Statistics:
+    """The statistics that the p-value is made of; see the notation of the module.
 
-    Args:
-        t: The plain t-statistic of the slope.
-        r: Lag-1 autocorrelation of the residuals.
+    Attributes:
         n: Number of steps, at least 3.
-
-    Returns:
-        p, and ρ as used, in [0, 1].
+        t_line: t_b, a number or an array.
+        t_curve: t_c.
+        t_drift: t_d.
+        r: r.
     """
-    t, r = np.asarray(t, np.float64), np.asarray(r, np.float64)
-    rho = np.clip((n * r + 2.0) / max(n - 5.0, 1.0), 0.0, 1.0)
+
+    n: int
+    t_line: float | Array
+    t_curve: float | Array
+    t_drift: float | Array
+    r: float | Array
+
+
+def corrected_p_value(statistics: Statistics) -> tuple[Array, Array]:
+    """The p-value of "ar1", and ρ as used; arrays of the shape of the statistics."""
+    n = statistics.n
+    rho = np.clip((n * statistics.r + 3.0) / max(n - 7.0, 1.0), 0.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         f = (1.0 + rho) / (1.0 - rho)
-        left = np.maximum(n - 2.0 * f, 0.0)
-        adjusted = np.where(left > 0, t * np.sqrt(left / (f * (n - 2.0))), 0.0)
-        p = np.where(left > 0, stdtr(left / (1.0 + 2.0 * f), adjusted), 0.5)
-    return np.maximum(p, stdtr(n - 2.0, t)), rho
+        left = np.maximum(n - 3.0 * f, 0.0)
+        t = statistics.t_curve * np.sqrt(left / (f * (n - 3.0)))
+        stationary = np.where(left > 0, stdtr(left / (1.0 + 2.0 * f), t), 0.5)
+    drift = stdtr(n - 2.0, statistics.t_drift)
+    plain = stdtr(n - 2.0, statistics.t_line)
+    return np.maximum(plain, np.minimum(stationary, drift)), rho
 
 
-@dataclass(frozen=True)
-class _Sums:
-    """Exact sums over a stretch of integers y_t; two stretches add up to their succession."""
+class _Fit:
+    """The least-squares line and parabola through exact sums of at least two numbers."""
 
-    n: int = 0
-    y: int = 0  # Σ y_t
-    ty: int = 0  # Σ t y_t
-    yy: int = 0  # Σ y_t²
-    dd: int = 0  # Σ (y_t − y_{t−1})²
-    first: int = 0
-    last: int = 0
+    def __init__(self, sums: Sums) -> None:
+        n = sums.n
+        self.sums = sums
+        self.b = sums.sty / Fraction(n * (n**2 - 1), 12)
+        self.explained = self.b * sums.sty
+        self.line = sums.syy - self.explained  # Σ of the squared residuals of the line
 
-    def __add__(self, after: _Sums) -> _Sums:
-        if not self.n or not after.n:
-            return after if not self.n else self
-        return _Sums(
-            self.n + after.n,
-            self.y + after.y,
-            self.ty + after.ty + self.n * after.y,
-            self.yy + after.yy,
-            self.dd + after.dd + (after.first - self.last) ** 2,
-            self.first,
-            after.last,
+    def t_line(self) -> float:
+        return self._root((self.sums.n - 2) * self.explained, self.line)
+
+    def statistics(self) -> Statistics:
+        s, n = self.sums, self.sums.n
+        c = s.sqy / Fraction(n * (n**2 - 1) * (n**2 - 4), 180)
+        left = self.line - c * s.sqy
+        rise = s.last - s.first
+        spread = s.dd - Fraction(rise**2, n - 1)
+        return Statistics(
+            n,
+            self.t_line(),
+            self._root((n - 3) * self.explained, left),
+            _root((n - 2) * Fraction(rise**2, n - 1), spread) * (-1 if rise < 0 else 1),
+            1.0 if left == 0 else 1.0 - _float(self._changes(c) / (2 * left)),
         )
 
-    # The four below are n times the centred sums over t and y, and n times (their product) R.
+    def _changes(self, c: Fraction) -> Fraction:
+        """Σ(e_t − e_{t−1})² + e_first² + e_last² = 2 Σe² − 2 Σ e_t e_{t−1} of the parabola."""
+        s, n, b = self.sums, self.sums.n, self.b
+        along = b * (s.last - s.first) + c * (n * (s.first + s.last) - 2 * s.y)
+        squares = (n - 1) * b**2 + c**2 * Fraction(n * (n - 1) * (n - 2), 3)
+        bend = c * Fraction((n - 1) * (n - 2), 6) + Fraction(s.y, n)
+        tilt = b * Fraction(n - 1, 2)
+        ends = (s.first + tilt - bend) ** 2 + (s.last - tilt - bend) ** 2
+        return s.dd - 2 * along + squares + ends
 
-    @property
-    def stt(self) -> int:
-        return self.n**2 * (self.n**2 - 1) // 12
-
-    @property
-    def sty(self) -> int:
-        return self.n * self.ty - self.n * (self.n - 1) // 2 * self.y
-
-    @property
-    def syy(self) -> int:
-        return self.n * self.yy - self.y**2
-
-    @property
-    def residual(self) -> int:
-        """n² (S_tt S_yy − S_ty²) = n² S_tt Σe²."""
-        return self.stt * self.syy - self.sty**2
-
-    def lag1(self) -> float:
-        """r, from Σ(e_t − e_{t−1})² = 2 Σe² − e_first² − e_last² − 2 Σ e_t e_{t−1}."""
-        n, stt, sty = self.n, self.stt, self.sty
-        steps = self.dd * stt**2 - 2 * sty * stt * (self.last - self.first) + (n - 1) * sty**2
-        tilt = n * (n - 1) * sty
-        ends = (2 * stt * (n * self.first - self.y) + tilt) ** 2
-        ends += (2 * stt * (n * self.last - self.y) - tilt) ** 2
-        return 1.0 - (4 * n**2 * steps + ends) / (8 * n * stt * self.residual)
-
-
-def _limbs(y: Array) -> list[NDArray[np.int64]]:
-    """y·2^76 to the nearest integer, as four signed limbs of 22 bits, the lowest first."""
-    scaled = y * 2.0 ** (_LOG_BITS - 3 * _LIMB)
-    limbs = []
-    for _ in range(4):
-        limb = np.rint(scaled)
-        limbs.append(limb.astype(np.int64))
-        scaled = (scaled - limb) * 2.0**_LIMB  # exact: the remainder has fewer bits than y
-    return limbs[::-1]
-
-
-def _value(limbs: list[int]) -> int:
-    return sum(limb << (_LIMB * i) for i, limb in enumerate(limbs))
-
-
-def _square(limbs: list[NDArray[np.int64]]) -> int:
-    """Σ of the squares, exactly."""
-    return sum(
-        (1 if i == j else 2) * int(limbs[i] @ limbs[j]) << (_LIMB * (i + j))
-        for i in range(4)
-        for j in range(i, 4)
-    )
-
-
-def _sum_logs(y: Array) -> _Sums:
-    """The sums of up to 2^18 logarithms."""
-    limbs = _limbs(y)
-    t = np.arange(len(y))
-    return _Sums(
-        len(y),
-        _value([int(limb.sum()) for limb in limbs]),
-        _value([int(t @ limb) for limb in limbs]),
-        _square(limbs),
-        _square([np.diff(limb) for limb in limbs]),
-        _value([int(limb[0]) for limb in limbs]),
-        _value([int(limb[-1]) for limb in limbs]),
-    )
-
-
-def _sum_integers(values: list[int]) -> _Sums:
-    return _Sums(
-        len(values),
-        sum(values),
-        sum(t * v for t, v in enumerate(values)),
-        sum(v * v for v in values),
-        sum((b - a) ** 2 for a, b in pairwise(values)),
-        values[0],
-        values[-1],
-    )
-
-
-def _fixed(value: float, bits: int) -> int:
-    """The integer nearest to value · 2^bits."""
-    return round(Fraction(value) * (1 << bits))
-
-
-def _as_losses(losses: ArrayLike) -> Array:
-    try:
-        values = np.asarray(losses, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"losses must be numbers, got {losses!r}") from error
-    if values.ndim != 1:
-        raise InvalidValueError(
-            f"losses must have one dimension (one loss a step), got shape {values.shape}"
-        )
-    return values
+    def _root(self, numerator: Fraction, denominator: Fraction) -> float:
+        return _root(numerator, denominator) * (-1 if self.b < 0 else 1)
 
 
 class DecayTest:
@@ -275,13 +211,13 @@ class DecayTest:
         check_choice("transform", transform, ("log", "identity"))
         self.autocorrelation: Autocorrelation = autocorrelation
         self.transform: Transform = transform
-        self._bits = _LOG_BITS if transform == "log" else _IDENTITY_BITS
+        self._bits = FAST_BITS if transform == "log" else EXACT_BITS
         self._log = transform == "log"
         self.reset()
 
     def reset(self) -> None:
         """Forget every loss."""
-        self._sums = _Sums()
+        self._sums = Sums()
         self._buffer: list[float] = []
         self._diverged_at: int | None = None  # number of steps, once a loss was not finite
 
@@ -342,15 +278,10 @@ class DecayTest:
             values, self._buffer = np.array(self._buffer), []
             self._sums += self._summed(values)
 
-    def _summed(self, losses: Array) -> _Sums:
-        sums = _Sums()
-        for start in range(0, len(losses), _CHUNK):
-            chunk = np.ascontiguousarray(losses[start : start + _CHUNK])
-            if self._log:
-                sums += _sum_logs(np.log(np.maximum(chunk, math.ulp(0.0))))
-            else:
-                sums += _sum_integers([_fixed(v, self._bits) for v in chunk.tolist()])
-        return sums
+    def _summed(self, losses: Array) -> Sums:
+        if self._log:
+            return sum_small(np.log(np.maximum(losses, math.ulp(0.0))))
+        return sum_any(losses)
 
     def result(self, alpha: float | None = None) -> DecayResult:
         """The verdict on everything seen since the start or the last `reset`.
@@ -365,46 +296,46 @@ class DecayTest:
         if self.diverged:
             return DecayResult("diverged", 1.0, 0.0, self.n)
         self._flush()
-        s = self._sums
-        slope = 0.0 if s.n < 2 else _ratio(s.sty, s.stt << self._bits)
-        p, rho = self._p_value(s)
-        return DecayResult("decaying" if p < level else "not decaying", p, slope, s.n, rho)
+        if self._sums.n < 2:
+            return DecayResult("not decaying", 1.0, 0.0, self.n)
+        fit = _Fit(self._sums)
+        p, rho = self._p_value(fit)
+        slope = _float(fit.b / (1 << self._bits))
+        return DecayResult("decaying" if p < level else "not decaying", p, slope, self.n, rho)
 
-    def _p_value(self, s: _Sums) -> tuple[float, float]:
-        if s.n < 3 or s.syy == 0:
+    def _p_value(self, fit: _Fit) -> tuple[float, float]:
+        if fit.sums.n < 3 or fit.sums.syy == 0:
             return 1.0, 0.0
-        residual = s.residual
-        if residual == 0:
-            return (0.0 if s.sty < 0 else 1.0), 0.0
-        t = math.sqrt(_ratio((s.n - 2) * s.sty**2, residual)) * (-1 if s.sty < 0 else 1)
+        if fit.line == 0:
+            return (0.0 if fit.b < 0 else 1.0), 0.0
         if self.autocorrelation == "none":
-            return float(stdtr(s.n - 2, t)), 0.0
-        p, rho = p_value(t, s.lag1(), s.n)
+            return float(stdtr(fit.sums.n - 2, fit.t_line())), 0.0
+        p, rho = corrected_p_value(fit.statistics())
         return float(p), float(rho)
 
     def statistics(self) -> dict[str, float | int | bool]:
-        """Eight flat numbers, enough to test the window and to merge it into another.
+        """Nine flat numbers, enough to test the window and to merge it into another.
 
         Returns:
-            "n"; "first" and "last" (y); "rise" = Σ(y_t − first); "sty", "syy", the centred
-            sums of products; "sdd" = Σ(y_t − y_{t−1})²; "diverged". Floats carry a relative
-            error of 1e-16, so that a merge from here is exact to that.
+            "n"; "first" and "last" (y); "rise" = Σ(y_t − first); "sty" = Σ u_t y_t with
+            u_t = t − (n − 1)/2; "sqy" = Σ (u_t² − (n² − 1)/12) y_t; "syy" = Σ(y_t − ȳ)²;
+            "sdd" = Σ(y_t − y_{t−1})²; "diverged". The floats are exact to their last bit.
         """
         self._flush()
         s, one = self._sums, 1 << self._bits
-        ok = not self.diverged and s.n > 0
-        n = s.n if ok else 1
-        s = s if ok else _Sums(n=1)
-        return {
-            "n": self.n,
-            "first": _ratio(s.first, one),
-            "last": _ratio(s.last, one),
-            "rise": _ratio(s.y - n * s.first, one),
-            "sty": _ratio(s.sty, n * one),
-            "syy": _ratio(s.syy, n * one**2),
-            "sdd": _ratio(s.dd, one**2),
-            "diverged": self.diverged,
-        }
+        if self.diverged or not s.n:
+            numbers = dict.fromkeys(_NUMBERS, 0.0)
+        else:
+            numbers = {
+                "first": _float(Fraction(s.first, one)),
+                "last": _float(Fraction(s.last, one)),
+                "rise": _float(Fraction(s.y - s.n * s.first, one)),
+                "sty": _float(s.sty / one),
+                "sqy": _float(s.sqy / one),
+                "syy": _float(s.syy / one**2),
+                "sdd": _float(Fraction(s.dd, one**2)),
+            }
+        return {"n": self.n, **numbers, "diverged": self.diverged}
 
     def merge(self, statistics: Mapping[str, Any]) -> None:
         """Append a stretch of the same stream that followed, from its `statistics`.
@@ -454,7 +385,7 @@ class DecayTest:
                 autocorrelation=state["autocorrelation"],
                 transform=state["transform"],
             )
-            test._sums = replace(_Sums(), **{k: int(v) for k, v in state["sums"].items()})
+            test._sums = Sums(**{k: int(v) for k, v in state["sums"].items()})
             at = state["diverged_at"]
             test._diverged_at = None if at is None else int(at)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -468,15 +399,22 @@ def _refuse_negative(loss: float) -> None:
     )
 
 
-def _ratio(numerator: int, denominator: int) -> float:
-    """The float nearest to a ratio of integers; infinite beyond the largest."""
+def _float(value: Fraction) -> float:
+    """The nearest float; infinite beyond the largest."""
     try:
-        return numerator / denominator
+        return float(value)
     except OverflowError:
-        return math.inf if numerator > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf
 
 
-_NUMBERS = ("first", "last", "rise", "sty", "syy", "sdd")
+def _root(numerator: Fraction, denominator: Fraction) -> float:
+    """The root of a ratio of two numbers that are not negative; x/0 is infinite, 0/0 is 0."""
+    if denominator == 0:
+        return math.inf if numerator > 0 else 0.0
+    return math.sqrt(_float(numerator / denominator))
+
+
+_NUMBERS = ("first", "last", "rise", "sty", "sqy", "syy", "sdd")
 
 
 def _check_statistics(statistics: Mapping[str, Any]) -> tuple[int, bool, dict[str, float]]:
@@ -492,16 +430,28 @@ def _check_statistics(statistics: Mapping[str, Any]) -> tuple[int, bool, dict[st
     return n, diverged, numbers
 
 
-def _from_statistics(n: int, numbers: Mapping[str, float], bits: int) -> _Sums:
-    """The exact sums nearest to statistics that were rounded to floats."""
-    first, last, rise, sty = (_fixed(numbers[k], bits) for k in ("first", "last", "rise", "sty"))
-    y = n * first + rise
-    return _Sums(
+def _from_statistics(n: int, numbers: Mapping[str, float], bits: int) -> Sums:
+    """The sums nearest to statistics that were rounded to floats."""
+    first = fixed(numbers["first"], bits)
+    return Sums.of(
         n,
-        y,
-        round(Fraction((n - 1) * y, 2)) + sty,
-        round(Fraction(y**2, n)) + max(_fixed(numbers["syy"], 2 * bits), 0),
-        max(_fixed(numbers["sdd"], 2 * bits), 0),
-        first,
-        last,
+        y=n * first + fixed(numbers["rise"], bits),
+        sty=fixed(numbers["sty"], bits),
+        sqy=fixed(numbers["sqy"], bits),
+        syy=max(fixed(numbers["syy"], 2 * bits), 0),
+        dd=max(fixed(numbers["sdd"], 2 * bits), 0),
+        first=first,
+        last=fixed(numbers["last"], bits),
     )
+
+
+def _as_losses(losses: ArrayLike) -> Array:
+    try:
+        values = np.asarray(losses, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"losses must be numbers, got {losses!r}") from error
+    if values.ndim != 1:
+        raise InvalidValueError(
+            f"losses must have one dimension (one loss a step), got shape {values.shape}"
+        )
+    return values
