@@ -276,7 +276,7 @@ class ProbingSearch(StatefulSearcher):
         """Read the last result, unless an earlier one has said it all; a crash is a failure."""
         trial = self._trials.get(trial_id)
         if trial is not None:
-            trial.live = False
+            trial.live = trial.restored = False
             self._conclude(trial, result, error)
 
     def on_pause(self, trial_id: str) -> None:

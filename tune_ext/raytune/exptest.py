@@ -12,16 +12,15 @@ configuration, and the results that trials report (`tune_ext.LossMonitor`)::
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ConfigSpace import ConfigurationSpace
 
 from tune_ext._checks import check_choice
-from tune_ext._loss_monitor import REPORT_KEY, read_rung
+from tune_ext._loss_monitor import REPORT_KEY
 from tune_ext.errors import InvalidTypeError, InvalidValueError
-from tune_ext.exptest import Ladder, Rung, RungResult, learning_rate_bound
+from tune_ext.exptest import Ladder, Rung, learning_rate_bound
 from tune_ext.raytune._base import RESERVED_KEY, check_name, reported_names
 from tune_ext.raytune._probing import Core, Ledger, ProbingSearch
 from tune_ext.raytune._space import (
@@ -32,10 +31,9 @@ from tune_ext.raytune._space import (
     to_parameters,
     unflatten,
 )
+from tune_ext.raytune._trial_ladder import TrialLadder
 
 __all__ = ["ExpTestSearch"]
-
-logger = logging.getLogger(__name__)
 
 START = 0.1
 """Rung 0 where nothing is known of the inputs: a usual rate, from which the ladder moves both
@@ -58,8 +56,8 @@ class ExpTestSearch(ProbingSearch):
     cancels those that were tried ahead in vain, and tunes the rate of the final trials. Without
     it, a rung has to end by itself, when `LossMonitor.step` returns True.
 
-    A rung that crashes, diverges, or reports nothing that can be read has failed: it is never
-    chosen. One that ends by itself after fewer steps counts with what it has reported.
+    A rung that crashes, diverges, ends before its last step, or reports nothing that can be
+    read has failed: it is never chosen.
 
     Args:
         space: Nested dictionary of Tune domains, or a ConfigSpace, with one range: that of the
@@ -134,9 +132,7 @@ class ExpTestSearch(ProbingSearch):
         Ladder(self._bound, **self._options)  # type: ignore[arg-type]  # checks them
         self._path: tuple[Any, ...] = ()
         self._constants: dict[str, Any] = {}
-        self._core: Ladder | None = None
-        # What trials that ended before their last step have shown, until the ladder needs it.
-        self._partial: dict[int, RungResult | None] = {}
+        self._core: TrialLadder | None = None
         self._own_space = space is not None
         if space is not None:
             self._build(space)
@@ -167,7 +163,7 @@ class ExpTestSearch(ProbingSearch):
     ) -> None:
         rate = _rate_range(space, self.lr)
         options: dict[str, Any] = {"lower": rate.lower, "upper": rate.upper, **self._options}
-        self._core = Ladder(self._bound, **options)
+        self._core = TrialLadder(self._bound, **options)
         self._path = rate.path
 
     def _short(self, item: Rung) -> tuple[int, dict[str, Any]]:
@@ -179,7 +175,7 @@ class ExpTestSearch(ProbingSearch):
 
     def _configuration(self, role: str, rung: Rung) -> dict[str, Any]:
         assert self._core is not None  # there are rungs
-        ladder = self._core.state_dict()["arguments"]
+        ladder = self._core.arguments
         ours = {
             "role": role,
             "rung": rung.index,
@@ -193,65 +189,34 @@ class ExpTestSearch(ProbingSearch):
 
     def _observe(self, trial: Ledger, result: Mapping[str, Any]) -> None:
         """Read a rung's result as soon as it is complete."""
-        if trial.role != self.ROLE or trial.told:
+        if self._core is None or trial.probe is None or trial.told:
             return
-        found = read_rung(result)
-        if found is not None:
-            self._tell(trial, found)
-        elif not self._seen and not _has_report(result):
+        trial.told = self._core.reported(trial.probe, result)
+        self._seen = self._seen or trial.told
+        if not self._seen and not _has_report(result):
             # One result without a report may be an accident; two and no other, a mistake.
             self._unread += 1
             self._problem = _explain_report(result)
 
     def _conclude(self, trial: Ledger, result: Mapping[str, Any] | None, error: bool) -> None:
-        """Read the last result; one of too few steps counts only if the ladder needs it.
-
-        The rung may have been cancelled because it was not needed: that is no failure.
-        """
-        if trial.role != self.ROLE or trial.told or trial.probe is None:
+        """Read the last result; without a complete one, the rung failed if the ladder needs it."""
+        if self._core is None or trial.probe is None or trial.told:
             return
         if error:
-            self._tell(trial, None)
-            return
-        if result:
+            self._core.failed(trial.probe)
+        elif result:
             self._observe(trial, result)
-        if not trial.told:
-            self._partial[trial.probe] = read_rung(result or {}, partial=True)
-            self._settle()
-
-    def _tell(self, trial: Ledger, result: RungResult | None) -> None:
+        if not error and not trial.told:
+            self._core.ended(trial.probe, result)
         trial.told = True
-        if self._core is None or trial.probe is None:
-            return
-        self._seen = self._seen or result is not None
-        self._core.tell(trial.probe, result)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Let the ladder have the incomplete results that it needs."""
-        core = self._core
-        while core is not None and (index := min(core.needed, default=None)) in self._partial:
-            assert index is not None
-            result = self._partial.pop(index)
-            if result is not None:
-                self._seen = True
-                logger.warning(
-                    "Rung %d ended after %d of its %d steps; it counts with these.",
-                    index,
-                    result.steps,
-                    core.steps,
-                )
-            core.tell(index, result)
 
     def _pending(self) -> list[int]:
-        asked = [] if self._core is None else [rung.index for rung in self._core.pending]
-        return [index for index in asked if index not in self._partial]
+        return [] if self._core is None else [rung.index for rung in self._core.pending]
 
     def _load_core(self, state: Mapping[str, Any]) -> Core:
-        return Ladder.from_state_dict(state)
+        return TrialLadder.from_state_dict(state)
 
     def _state(self) -> dict[str, Any]:
-        partial = {str(i): r and r.to_dict() for i, r in self._partial.items()}
         return {
             **super()._state(),
             "lr": self.lr,
@@ -259,21 +224,13 @@ class ExpTestSearch(ProbingSearch):
             "options": dict(self._options),
             "path": list(self._path),
             "constants": self._constants,
-            "partial": partial,
         }
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         lr, path, constants = str(state["lr"]), tuple(state["path"]), dict(state["constants"])
         bound, options = float(state["bound"]), dict(state["options"])
         Ladder(bound, **options)
-        saved = state["partial"].items()
-        partial = {int(i): None if r is None else RungResult.from_dict(r) for i, r in saved}
-        before, self._partial = self._partial, partial
-        try:
-            super()._load_state(state)
-        except Exception:
-            self._partial = before
-            raise
+        super()._load_state(state)
         self.lr, self._path, self._constants = lr, path, constants
         self._bound, self._options = bound, options
 
