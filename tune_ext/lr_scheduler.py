@@ -68,7 +68,9 @@ class ExpTestLR(LRScheduler):
         autocorrelation: See `tune_ext.DecayTest`.
         transform: "log", or "identity" for losses that may be negative.
         total_steps: The length of the training, if it is known.
-        cooldown: The share of `total_steps` at its end over which the rate falls to `min_lr`.
+        cooldown: The share of `total_steps` at its end over which the rate falls linearly to
+            `min_lr` at the latest; earlier, from the first window that does not decay. 0 for none;
+            None is 0.2 if `total_steps` is given.
         model: What to put back when a loss is not finite; None puts nothing back.
         snapshot: Where the snapshot is kept: "device" (where the weights are), "cpu", or False
             for none.
@@ -109,7 +111,7 @@ class ExpTestLR(LRScheduler):
         autocorrelation: Literal["ar1", "none"] = "ar1",
         transform: Literal["log", "identity"] = "log",
         total_steps: int | None = None,
-        cooldown: float = 0.0,
+        cooldown: float | None = None,
         model: nn.Module | None = None,
         snapshot: Literal["device", "cpu", False] = "device",
         save_snapshot: bool = False,
@@ -146,7 +148,7 @@ class ExpTestLR(LRScheduler):
         self._in_window = 0
         self._restored = 0
         self._applied = math.nan
-        self._cools = cooldown > 0
+        self._cools = self._tuner.cooldown > 0
         self.last_epoch = 0
         self._plan()
         self._apply()
