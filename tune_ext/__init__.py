@@ -29,6 +29,7 @@ __all__ = [
     "DecayTest",
     "ExpTestLR",
     "ExpTestScheduler",
+    "ExpTestScheduler",
     "ExpTestSearch",
     "Ladder",
     "LossMonitor",
@@ -50,6 +51,7 @@ _HOME = {
     "AutoHyperSearch": "tune_ext.raytune",
     "DecayTest": "tune_ext.exptest",
     "ExpTestLR": "tune_ext.lr_scheduler",
+    "ExpTestScheduler": "tune_ext.raytune",
     "ExpTestScheduler": "tune_ext.raytune",
     "ExpTestSearch": "tune_ext.raytune",
     "Ladder": "tune_ext.exptest",
@@ -83,7 +85,8 @@ def register() -> None:
     """Make our names known to Ray; doing so again changes nothing.
 
     Afterwards ``tune.create_searcher("autohyper", …)``,
-    ``tune.create_scheduler("autohyper", …)`` and ``tune.run(search_alg="autohyper")`` work.
+    ``tune.create_scheduler("autohyper", …)`` and ``tune.run(search_alg="autohyper")`` work; and
+    "exptest" likewise.
     """
     from ray.tune.schedulers import SCHEDULER_IMPORT
     from ray.tune.search import SEARCH_ALG_IMPORT
@@ -98,4 +101,5 @@ def register() -> None:
     SEARCH_ALG_IMPORT["autohyper"] = lambda: AutoHyperSearch
     SEARCH_ALG_IMPORT["exptest"] = lambda: ExpTestSearch
     SCHEDULER_IMPORT["autohyper"] = AutoHyperScheduler
+    SCHEDULER_IMPORT["exptest"] = ExpTestScheduler
     SCHEDULER_IMPORT["exptest"] = ExpTestScheduler

@@ -26,13 +26,16 @@ class TrialLadder(Ladder):
 
     def __init__(self, bound: float, **options: Any) -> None:
         self._cut: dict[int, int] = {}
+        self._quiet = False
         super().__init__(bound, **options)
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> TrialLadder:
-        """The ladder that a rung's configuration describes."""
+        """A second ladder like the one that a rung's configuration describes; it says nothing."""
         upper = arguments.get("upper")
-        return cls(**{**arguments, "upper": math.inf if upper is None else upper})
+        ladder = cls(**{**arguments, "upper": math.inf if upper is None else upper})
+        ladder._quiet = True
+        return ladder
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -62,15 +65,16 @@ class TrialLadder(Ladder):
     def _settle(self) -> None:
         while (index := min(self.needed, default=None)) is not None and index in self._cut:
             steps = self._cut.pop(index)
-            logger.warning(
-                "Rung %d ended after %d of its %d steps, and counts as failed. A rung has to train "
-                "until LossMonitor.step returns True; a shorter one is set by the steps of "
-                "ExpTestSearch.",
-                index,
-                steps,
-                self.steps,
-            )
             self.tell(index, None)
+            if not self._quiet:
+                logger.warning(
+                    "Rung %d ended after %d of its %d steps, and counts as failed. A rung has to "
+                    "train until LossMonitor.step returns True; the steps of ExpTestSearch set "
+                    "when.",
+                    index,
+                    steps,
+                    self.steps,
+                )
 
     @property
     def pending(self) -> tuple[Rung, ...]:

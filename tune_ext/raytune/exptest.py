@@ -32,8 +32,9 @@ from tune_ext.raytune._space import (
     unflatten,
 )
 from tune_ext.raytune._trial_ladder import TrialLadder
+from tune_ext.raytune.exptest_scheduler import ExpTestScheduler
 
-__all__ = ["ExpTestSearch"]
+__all__ = ["ExpTestScheduler", "ExpTestSearch"]
 
 START = 0.1
 """Rung 0 where nothing is known of the inputs: a usual rate, from which the ladder moves both
