@@ -2,6 +2,5 @@
 
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 from tune_ext.raytune.exptest import ExpTestScheduler, ExpTestSearch
-from tune_ext.raytune.exptest_scheduler import ExpTestScheduler
 
-__all__ = ["AutoHyperScheduler", "AutoHyperSearch", "ExpTestScheduler", "ExpTestScheduler", "ExpTestSearch"]
+__all__ = ["AutoHyperScheduler", "AutoHyperSearch", "ExpTestScheduler", "ExpTestSearch"]
