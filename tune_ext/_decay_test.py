@@ -47,7 +47,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal, SupportsFloat
 
@@ -385,7 +385,7 @@ class DecayTest:
                 autocorrelation=state["autocorrelation"],
                 transform=state["transform"],
             )
-            test._sums = Sums(**{k: int(v) for k, v in state["sums"].items()})
+            test._sums = Sums(**{f.name: int(state["sums"][f.name]) for f in fields(Sums)})
             at = state["diverged_at"]
             test._diverged_at = None if at is None else int(at)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
