@@ -100,4 +100,3 @@ def register() -> None:
     SEARCH_ALG_IMPORT["exptest"] = lambda: ExpTestSearch
     SCHEDULER_IMPORT["autohyper"] = AutoHyperScheduler
     SCHEDULER_IMPORT["exptest"] = ExpTestScheduler
-    SCHEDULER_IMPORT["exptest"] = ExpTestScheduler
