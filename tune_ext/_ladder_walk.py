@@ -28,9 +28,10 @@ CLEARLY = 3.0
 LEARNT = 0.9
 """A rung has learnt something if it ends below so much of its first loss."""
 PATIENCE = 3
-"""The descent ends after so many rungs in a row that are no better, while no rung has learnt
-anything; after one, as published, otherwise. Rates that are far too large can leave a network
-dead, at the loss of guessing, where one rung passes by chance and the next one is worse."""
+"""While no rung has learnt anything, the climb and the descent end after so many rungs in a
+row that are worse; after one, as published, otherwise. Rates that are far too small change
+nothing, and rates that are far too large can leave a network dead, at the loss of guessing:
+there one rung passes by chance and the next one is worse by chance."""
 
 Lookup = Callable[[int], RungResult | None]
 Direction = Literal["up", "down"]
@@ -104,31 +105,44 @@ class Walk:
     def _judge_up(self, index: int, result: RungResult) -> str:
         if result.broken:
             return "diverged or failed: the climb ends"
-        if result.passes:
-            return "passes"
-        if self._too_large(index, result):
-            return "fails, and ends above a smaller rate: the climb ends"
-        return "fails, but no smaller rate ends clearly lower"
+        if self._above_a_smaller(index, result):
+            more = self._up_open(index, result)
+            return f"{_outcome(result)}, and ends above a smaller rate" + (
+                ", but nothing was learnt yet" if more else ": the climb ends"
+            )
+        return _outcome(result) + ("" if result.passes else ", but no smaller rate ends lower")
 
-    def _too_large(self, index: int, result: RungResult) -> bool:
-        """Whether a rung fails for being too large a rate, and not for being too small."""
-        if result.passes:
-            return False
+    def _above_a_smaller(self, index: int, result: RungResult) -> bool:
         smaller = (r for i, r in self.seen.items() if i < index)
-        return result.broken or any(_clearly_above(result, r) for r in smaller)
+        return any(_clearly_above(result, r) for r in smaller)
+
+    def _up_open(self, index: int, result: RungResult) -> bool:
+        """Whether the climb goes on from the highest rung: it is not too large a rate yet."""
+        if result.broken:
+            return False
+        row = 0
+        known = {**self.seen, index: result}
+        while index - row in known and self._above_a_smaller(index - row, known[index - row]):
+            row += 1
+        return row < self._patience
+
+    @property
+    def _learnt(self) -> bool:
+        return any(_learnt(r) for r in self.seen.values())
+
+    @property
+    def _patience(self) -> int:
+        return 1 if self._learnt else PATIENCE
 
     def _judge_down(self, result: RungResult) -> str:
         if result.broken:
             return "diverged or failed: further down"
-        if self.best is None:
-            return "passes" if result.passes else "fails: further down"
-        if _end(result) <= _end(self.seen[self.best]):
+        if self.best is None or _end(result) <= _end(self.seen[self.best]):
             self._no_better = 0
-            return "passes" if result.passes else "fails, but ends no higher: further down"
+            return _outcome(result) + ": further down"
         self._no_better += 1
-        learnt = any(_learnt(r) for r in self.seen.values())
-        self.down_open = self._no_better < (1 if learnt else PATIENCE)
-        return "ends above the best so far: " + (
+        self.down_open = self._no_better < self._patience
+        return f"{_outcome(result)}, and ends above the best so far: " + (
             "further down, as nothing was learnt yet" if self.down_open else "the descent ends"
         )
 
@@ -138,20 +152,18 @@ class Walk:
             self.end = f"the limit of {self.rules.max_rungs} rungs"
             return None
         low, high = min(self.seen), max(self.seen)
-        up = high < self.rules.highest and not self._too_large(high, self.seen[high])
+        up = high < self.rules.highest and self._up_open(high, self.seen[high])
         down = self.down_open and low > self.rules.lowest
-        if self.best is None:  # both directions in turns, the climb first
+        if not self._learnt:  # what passes may do so by chance: both directions in turns
             if up and down:
-                return "up" if high <= -low else "down"
+                return "up" if self.best == high or high <= -low else "down"
             return "up" if up else "down" if down else None
         if up and any(r.passes for i, r in self.seen.items() if i >= 0):
             return "up"
         return "down" if down and self._lowest_is_best() else None
 
     def _lowest_is_best(self) -> bool:
-        """Whether the descent has begun, or should."""
-        if min(self.seen) < 0 and self._no_better:
-            return True
+        """Whether no rung above the lowest one that stayed finite ends lower."""
         ends = {i: _end(r) for i, r in self.seen.items() if not r.broken and not r.rose}
         if not ends:
             return True
@@ -225,14 +237,24 @@ def _end(result: RungResult) -> float:
     return math.inf if result.end_loss is None else result.end_loss
 
 
+def _outcome(result: RungResult) -> str:
+    if result.passes:
+        return "passes"
+    return "never below its first loss" if result.rose else "fails"
+
+
 def _learnt(result: RungResult) -> bool:
+    """Whether it passes and ends well below where it began."""
     first = result.first_loss
-    return first is None or (result.passes and _end(result) < first - (1 - LEARNT) * abs(first))
+    lower = first is None or _end(result) < first - (1 - LEARNT) * abs(first)
+    return result.passes and lower
 
 
 def _clearly_above(result: RungResult, other: RungResult) -> bool:
     """Whether `result` ends above `other` by more than chance would explain."""
     if other.broken or other.end_loss is None or result.end_loss is None:
         return False
-    error = math.hypot(result.end_error, other.end_error)
-    return result.end_loss - other.end_loss > CLEARLY * error
+    a, b = result.end_loss, other.end_loss
+    if a > b > 0:  # as losses scale, so do their errors
+        return math.log(a / b) > CLEARLY * math.hypot(result.end_error / a, other.end_error / b)
+    return a - b > CLEARLY * math.hypot(result.end_error, other.end_error)
