@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
 
 from tune_ext._checks import as_number, check_choice, check_count
 from tune_ext._find_lr import find_lr, resolve_lr
@@ -43,9 +44,10 @@ class ExpTestLR(LRScheduler):
     `tune_ext.Tuner`. If a loss is not finite, the rate is multiplied by β too and, if a `model` is
     given, its weights and the optimiser's state go back to the last snapshot.
 
-    Snapshots are taken before the first step of the optimiser and at the end of a window, unless
-    the weights are not finite or the loss rose during that window (p > 1 − α). One is
-    kept; it takes the memory of the parameters, the buffers and the optimiser's state once more.
+    Snapshots are taken before the first step of the optimiser (when the statistics of a
+    BatchNorm have seen the first batch) and at the end of a window, unless the weights are not
+    finite or the loss rose during that window (p > 1 − α). One is kept; it takes the
+    memory of the parameters, the buffers and the optimiser's state once more.
 
     A loss that is a tensor in the host's memory, or a number, is read at once. On a device it is
     copied there, and read together with others after `read_every` steps and at the end of a
@@ -158,6 +160,7 @@ class ExpTestLR(LRScheduler):
             group.setdefault("initial_lr", float(group["lr"]))
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
         self._snapshot: Snapshot | None = None
+        self._handle: RemovableHandle | None = None
         self._await_snapshot()
 
     @property
@@ -210,6 +213,7 @@ class ExpTestLR(LRScheduler):
 
     def _look(self) -> None:
         """Give the tuner all losses so far, and do what it says."""
+        self._stop_waiting()
         losses = self._losses.take()
         while losses:
             taken, action = self._tuner.update_many(losses)
@@ -250,16 +254,19 @@ class ExpTestLR(LRScheduler):
             self._last_lr = [float(group["lr"]) for group in groups]
 
     def _await_snapshot(self) -> None:
-        """Take the snapshot right before the optimiser's next step."""
-        if self._model is None:
-            return
+        """Take the first snapshot right before the optimiser's next step."""
+        self._stop_waiting()
+        if self._model is not None and self._snapshot is None:
+            self._handle = self.optimizer.register_step_pre_hook(self._before_step)
 
-        def take(*_: object) -> None:
-            handle.remove()
-            if self._snapshot is None:
-                self._snapshot = self._take()
+    def _before_step(self, *_: object) -> None:
+        if self._snapshot is None:
+            self._snapshot = self._take()
 
-        handle = self.optimizer.register_step_pre_hook(take)
+    def _stop_waiting(self) -> None:
+        if self._handle is not None:  # not from within the hook: torch iterates over hooks
+            self._handle.remove()
+            self._handle = None
 
     def _take(self) -> Snapshot:
         assert self._model is not None  # callers have checked
