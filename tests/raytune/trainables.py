@@ -30,7 +30,8 @@ def answer(**options: Any) -> dict[str, float]:
 
 def note(config: dict[str, Any], **entry: Any) -> None:
     """Leave a line that the test can read; lines this short are written at once."""
-    entry = {"lr": config["lr"], "role": config["tune_ext"]["role"], "time": time.time(), **entry}
+    role = config.get("tune_ext", {}).get("role")
+    entry = {"lr": config["lr"], "role": role, "time": time.time(), **entry}
     with Path(config["home"], "notes.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
