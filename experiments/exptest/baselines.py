@@ -168,8 +168,8 @@ def _refresh_statistics(prepared: Prepared, network: nn.Module) -> None:
             network(x)
 
 
-def _range_test(prepared: Prepared) -> tuple[float, int]:
-    """torch-lr-finder's suggestion (the steepest descent) and what it cost.
+def _range_test(prepared: Prepared) -> tuple[float | None, int]:
+    """torch-lr-finder's suggestion (the steepest descent), if it has one, and what it cost.
 
     As its documentation shows it: from 1e-7 to 10, exponentially, in 100 steps.
     """
@@ -200,15 +200,20 @@ def _range_test(prepared: Prepared) -> tuple[float, int]:
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints as it goes
             finder.range_test(Endless(), end_lr=10, num_iter=100)
-            _, rate = finder.plot(ax=axes)
+            suggested = finder.plot(ax=axes)
     finally:
         plt.close(figure)
-    return float(rate), len(finder.history["lr"])
+    cost = len(finder.history["lr"])
+    return (float(suggested[1]) if isinstance(suggested, tuple) else None), cost
+
+
+def _no_rate(cost: int) -> Outcome:
+    return Outcome(search_steps=cost, details={"error": "the range test suggests no rate"})
 
 
 def _ranged(prepared: Prepared, known: Known) -> Outcome:
     rate, cost = _range_test(prepared)
-    outcome = _constant(rate)(prepared, known)
+    outcome = _no_rate(cost) if rate is None else _constant(rate)(prepared, known)
     outcome.search_steps = cost
     return outcome
 
@@ -224,7 +229,8 @@ def _plateau(prepared: Prepared, rate: float, cost: int) -> Outcome:
 
 
 def _plateau_ranged(prepared: Prepared, known: Known) -> Outcome:
-    return _plateau(prepared, *_range_test(prepared))
+    rate, cost = _range_test(prepared)
+    return _no_rate(cost) if rate is None else _plateau(prepared, rate, cost)
 
 
 # -- ExpTest ------------------------------------------------------------------------------
