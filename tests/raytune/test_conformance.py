@@ -18,7 +18,12 @@ from ray.tune.search.bohb import TuneBOHB
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_ext import LossMonitor
-from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, ExpTestSearch
+from tune_ext.raytune import (
+    AutoHyperScheduler,
+    AutoHyperSearch,
+    ExpTestScheduler,
+    ExpTestSearch,
+)
 from tune_ext.raytune._play import MISSING
 from tune_ext.raytune.testing import SchedulerConformance, SearcherConformance
 
@@ -126,6 +131,30 @@ class TestAutoHyperScheduler(SchedulerConformance):
         role = "final" if number == 2 else "probe"
         ours = {"role": role, "probe": number, "continue_from": "trial0"}
         return {**super().config(number), "tune_ext": ours}
+
+
+class TestExpTestScheduler(SchedulerConformance):
+    """Trial 2 is a rung of a ladder; the others train at a plateau."""
+
+    def make(self, **options: Any) -> Any:
+        return ExpTestScheduler(max_t=4, **options)
+
+    def config(self, number: int) -> dict[str, Any]:
+        if number != 2:
+            return super().config(number)
+        ladder = {"bound": 0.01, "beta": 0.33, "alpha": 0.05, "steps": 60, "upper": None}
+        ours = {"role": "rung", "rung": 0, "steps": 60, "ladder": ladder, "continue_from": None}
+        return {**super().config(number), "tune_ext": ours}
+
+    def result(self, epoch: int, value: Any) -> dict[str, Any]:
+        result = super().result(epoch, value)
+        if value == MISSING:
+            return result
+        monitor = LossMonitor(self.config(0))
+        for _ in range(40):
+            monitor.step(math.nan if value is None else abs(value))
+        report = monitor.report()["exptest"]
+        return {**result, "exptest": dict.fromkeys(report) if value is None else report}
 
 
 class TestFIFO(SchedulerConformance):
