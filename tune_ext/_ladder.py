@@ -34,17 +34,26 @@ class _Record:
 class Ladder:
     """Rungs lr = bound·β^(−index), asked for and told in any order, and the one to choose.
 
-    A rung passes if its loss decays (`RungResult.passes`). As published, the ladder climbs
-    from rung 0 until a rung fails; if rung 0 fails, or turns out to be the best, it descends
-    until the end loss rises again; the choice is the passing rung with the lowest end loss.
+    As published, the ladder climbs from rung 0 until a rung fails, that is, does not decay; if
+    rung 0 fails, or turns out to be the best, it descends until the end loss rises again; the
+    choice is the passing rung with the lowest end loss.
 
-    Ours, where the published rule is silent or a bound without theory would mislead it (with
-    Adam, say): a rung that diverged fails because its rate is too large, but one that stays
-    finite and does not decay may be too small just as well. It ends the climb only if a
-    smaller rate ended clearly lower (by two standard errors). Until a rung passes, the
-    ladder looks in both directions in turns. A rung that decays from a peak that it made
-    itself, and never gets below its first loss, does not pass. Below the bound, rungs that
-    fail before any has passed do not end the descent.
+    Ours, where that is silent, or a bound without theory behind it (with Adam, say) would lead
+    it astray:
+
+    * A rung that diverged has too large a rate. One that stays finite and does not decay may
+      have too small a one just as well: it does not end the climb. A rung, passing or not,
+      that ends clearly above a smaller rate (by three standard errors) does.
+    * Without an effect of the rate one rung in twenty passes by chance. Until a rung has learnt
+      something (passes with p < 0.001 and ends below 0.9 of its first loss) the ladder goes in
+      both directions in turns, and a direction ends after three worse rungs in a row.
+    * A loss that decays from a peak that the rate itself made, and never gets below its first
+      value, does not pass. Rungs that fail before any has passed do not end the descent.
+
+    Measured with linear, shallow and deep networks on Fashion-MNIST (SGD, Adam, batches of 8
+    and 128, the same or other batches in each rung): 3 to 5 rungs from the bound itself mostly
+    (12 at most, for a deep network and batches of 8); a bound that is 10⁴ times too small or too
+    large takes 8 to 25 rungs, and the choice is within a rung of the one found from the bound.
 
     Which rungs are needed and which is chosen depends on the results alone: not on how many
     rungs were asked for at once, nor on the order of their results.

@@ -26,7 +26,10 @@ BROKEN = RungResult("diverged", 1.0, 0.0, None, 0)
 CLEARLY = 3.0
 """An end loss is clearly above another from so many standard errors of their difference."""
 LEARNT = 0.9
-"""A rung has learnt something if it ends below so much of its first loss."""
+"""A rung has learnt something if it passes, not by chance, and ends below so much of its first
+loss."""
+CHANCE = 1e-3
+"""A p-value below this is not taken for chance: 25 rungs of noise have one with 2.5 %."""
 PATIENCE = 3
 """While no rung has learnt anything, the climb and the descent end after so many rungs in a
 row that are worse; after one, as published, otherwise. Rates that are far too small change
@@ -244,10 +247,10 @@ def _outcome(result: RungResult) -> str:
 
 
 def _learnt(result: RungResult) -> bool:
-    """Whether it passes and ends well below where it began."""
+    """Whether it passes, not by chance, and ends well below where it began."""
     first = result.first_loss
     lower = first is None or _end(result) < first - (1 - LEARNT) * abs(first)
-    return result.passes and lower
+    return result.passes and result.p_value < CHANCE and lower
 
 
 def _clearly_above(result: RungResult, other: RungResult) -> bool:
