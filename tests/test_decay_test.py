@@ -177,10 +177,10 @@ def rejections(y: np.ndarray, alpha: float = 0.05, **options) -> int:
 @pytest.mark.parametrize("alpha", [0.05, 0.01])
 def test_pure_noise_is_called_decaying_no_more_often_than_alpha(rho, alpha):
     # A test that holds α fails here with a probability below 1e-4, in the worst case that its
-    # rate is α itself. At ρ = .9 and α = .01 it is .011 (experiments/exptest/calibration.md).
+    # rate is α itself. At ρ = .9 and α = .01 it is .013 (experiments/exptest/calibration.md).
     curves = 1000
     y = ar1(rho, curves, 60, seed=5)
-    allowed = 0.011 if (rho, alpha) == (0.9, 0.01) else alpha
+    allowed = 0.013 if (rho, alpha) == (0.9, 0.01) else alpha
     assert rejections(y, alpha) <= stats.binom.ppf(1 - 1e-4, curves, allowed)
 
 
