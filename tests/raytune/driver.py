@@ -1,4 +1,4 @@
-"""A driver in a process of its own, to be killed: ``python -m tests.raytune.driver HOME``.
+"""A driver in a process of its own, to be killed: ``python -m tests.raytune.driver HOME KIND``.
 
 The second time it finds its experiment and restores it.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
 
+from tests.raytune import exptest_trainables
 from tests.raytune.trainables import Counter
-from tune_ext import AutoHyperScheduler, AutoHyperSearch
+from tune_ext import AutoHyperScheduler, AutoHyperSearch, ExpTestScheduler, ExpTestSearch
 
 
-def main(home: Path) -> None:
+def main(home: Path, kind: str) -> None:
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -24,16 +26,16 @@ def main(home: Path) -> None:
         log_to_driver=False,
     )
     experiment = home / "experiment"
+    trainable: Any = Counter if kind == "autohyper" else exptest_trainables.function
     if experiment.exists():
-        tuner = tune.Tuner.restore(str(experiment), trainable=Counter)
+        tuner = tune.Tuner.restore(str(experiment), trainable=trainable)
     else:
         space = {"lr": tune.loguniform(1e-6, 1.0), "home": str(home), "sleep": 0.03}
         tuner = tune.Tuner(
-            Counter,
+            trainable,
             param_space=space,
             tune_config=tune.TuneConfig(
-                search_alg=AutoHyperSearch(probe_epochs=3),
-                scheduler=AutoHyperScheduler(probe_epochs=3, max_t=8),
+                **parts(kind),
                 num_samples=-1,
                 reuse_actors=True,
             ),
@@ -41,14 +43,27 @@ def main(home: Path) -> None:
                 name=experiment.name,
                 storage_path=str(home),
                 verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=trainable is Counter),
             ),
         )
     results = tuner.fit()
-    rows = [{**r.config, "epochs": r.metrics["training_iteration"]} for r in results]
+    ran = [r for r in results if r.config]  # not those that were cancelled before they did
+    rows = [{**r.config, "epochs": r.metrics["training_iteration"]} for r in ran]
     (home / "results.json").write_text(json.dumps(rows))
     ray.shutdown()
 
 
+def parts(kind: str) -> dict[str, Any]:
+    if kind == "exptest":
+        return {
+            "search_alg": ExpTestSearch(bound=0.01),
+            "scheduler": ExpTestScheduler(max_t=5),
+        }
+    return {
+        "search_alg": AutoHyperSearch(probe_epochs=3),
+        "scheduler": AutoHyperScheduler(probe_epochs=3, max_t=8),
+    }
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -43,12 +43,13 @@ def rung_result(lr: float, steps: int = STEPS) -> RungResult:
     return test.result()
 
 
-def serial(bound: float = 0.01, **options: Any) -> Ladder:
+def serial(bound: float = 0.01, *, crash_above: float = float("inf"), **options: Any) -> Ladder:
     """The ladder, climbed by a single worker without Ray."""
     ladder = Ladder(bound, **{"lower": 1e-5, "upper": 10.0, "steps": STEPS, **options})
     while not ladder.finished:
         for rung in ladder.ask():
-            ladder.tell(rung.index, rung_result(rung.lr, ladder.steps))
+            crashed = rung.lr > crash_above
+            ladder.tell(rung.index, None if crashed else rung_result(rung.lr, ladder.steps))
     return ladder
 
 
@@ -62,11 +63,17 @@ def function(config: dict[str, Any], *, final_steps: int = 40) -> None:
         if config["lr"] > crash:
             raise RuntimeError("too large")
         if ended or step % 20 == 0:
+            time.sleep(config.get("sleep", 0))
             here = {"trial": tune.get_context().get_trial_id(), "step": step, "rung": ours["rung"]}
             note(config, **here)
             tune.report({"loss": loss, **monitor.report()})
         if ended:
             return
+
+
+def nested(config: dict[str, Any]) -> None:
+    """The same for a rate that is not at the top of the configuration."""
+    function({**config, "lr": config["optimizer"]["lr"]})
 
 
 def fails_once(config: dict[str, Any]) -> None:
@@ -82,24 +89,36 @@ def fails_once(config: dict[str, Any]) -> None:
     function(config)
 
 
-def waits_when_ahead(config: dict[str, Any]) -> None:
-    """A rung of ``config["ahead"]`` trains 20 steps, and the rest when the final trial trains."""
-    ours, final = config["tune_ext"], Path(config["home"], "final")
+def cancelled_ahead(config: dict[str, Any]) -> None:
+    """Train 20 steps, then: the last rung that is needed waits for one that is not.
+
+    That one waits for the final trial, and would train on if nobody had cancelled it.
+    """
+    ours, home = config["tune_ext"], Path(config["home"])
     if ours["role"] == "final":
-        final.touch()
+        (home / "final").touch()
     monitor = LossMonitor(config)
     for step, loss in enumerate(losses(config["lr"]), start=1):
-        ended = monitor.step(loss) or step == 100
-        if ended or step % 20 == 0:
+        ended = monitor.step(loss)
+        if step % 20 == 0:
             note(config, rung=ours["rung"], step=step)
             tune.report({"loss": loss, **monitor.report()})
-        if ended:
+        if ended or step == 100:
             return
-        if step == 20 and ours["role"] == "rung" and ours["rung"] in config["ahead"]:
-            for _ in range(600):
-                if final.exists():
-                    break
-                time.sleep(0.05)
+        if step == 20 and ours["role"] == "rung":
+            needed = config["needed"]
+            if ours["rung"] not in needed:
+                (home / "ahead").touch()
+                wait_for(home / "final")
+            elif ours["rung"] == needed[-1]:
+                wait_for(home / "ahead")
+
+
+def wait_for(mark: Path) -> None:
+    for _ in range(600):
+        if mark.exists():
+            return
+        time.sleep(0.05)
 
 
 def nothing(config: dict[str, Any]) -> None:

@@ -95,29 +95,35 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(
     assert len(results) == 10
 
 
+def drive(home: Path, kind: str, more: int | None) -> None:
+    """Run a driver; kill it and its Ray when its trials have left so many more notes."""
+    before = len(notes(home))
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.raytune.driver", str(home), kind],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while driver.poll() is None:
+            begun = any((home / "experiment").glob("experiment_state-*.json"))
+            if more is not None and begun and len(notes(home)) - before >= more:
+                break
+            time.sleep(0.01)
+    finally:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_driver_killed_twice_gives_the_same_answer(tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
     for more in (5, 21, None):
         before, finished = len(notes(tmp_path)), recorded(experiment)
-        driver = subprocess.Popen(
-            [sys.executable, "-m", "tests.raytune.driver", str(tmp_path)],
-            env=environment(),
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            while driver.poll() is None:
-                begun = any(experiment.glob("experiment_state-*.json"))
-                if more is not None and begun and len(notes(tmp_path)) - before >= more:
-                    break
-                time.sleep(0.01)
-        finally:
-            if driver.poll() is None:
-                os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
+        drive(tmp_path, "autohyper", more)
         assert not probed(notes(tmp_path)[before:]) & finished
     results = json.loads((tmp_path / "results.json").read_text())
     final = [r for r in results if r["tune_ext"]["role"] == "final"]
