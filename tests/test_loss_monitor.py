@@ -96,6 +96,17 @@ def test_a_report_covers_the_steps_since_the_last_one() -> None:
     assert actions[2].result.p_value == pytest.approx(expected.result.p_value, rel=1e-9)
 
 
+@pytest.mark.parametrize("rate", [0.9, 0.99, 0.999])
+def test_an_exact_exponential_survives_the_rounding_of_a_report(rate: float) -> None:
+    monitor, tuner = LossMonitor(), Tuner(0.1, 40)
+    for start in (0, 40, 80):
+        for step in range(start, start + 40):
+            monitor.step(rate**step)
+        action = tuner.tell(monitor.report()["exptest"])
+        assert action is not None
+        assert action.kind == "keep"
+
+
 def test_nothing_to_report_says_so() -> None:
     monitor = LossMonitor()
     report = monitor.report()["exptest"]
@@ -239,7 +250,7 @@ def test_negative_losses_need_the_other_transform() -> None:
     monitor = LossMonitor(transform="identity")
     for loss in (1.0, -1.0, 0.5):
         monitor.step(loss)
-    action = Tuner(0.1, 3, transform="identity").tell(monitor.report()["exptest"])
+    action = Tuner(0.1, 3, correction="none", transform="identity").tell(monitor.report()["exptest"])
     assert action is not None
     assert action.kind == "decay"
 

@@ -150,7 +150,7 @@ class _Fit:
             self.t_line(),
             self._root((n - 3) * self.explained, left),
             _root((n - 2) * Fraction(rise**2, n - 1), spread) * (-1 if rise < 0 else 1),
-            1.0 if left == 0 else 1.0 - _float(self._changes(c) / (2 * left)),
+            1.0 if left <= 0 else 1.0 - _float(self._changes(c) / (2 * left)),
         )
 
     def _changes(self, c: Fraction) -> Fraction:
@@ -408,8 +408,11 @@ def _float(value: Fraction) -> float:
 
 
 def _root(numerator: Fraction, denominator: Fraction) -> float:
-    """The root of a ratio of two numbers that are not negative; x/0 is infinite, 0/0 is 0."""
-    if denominator == 0:
+    """The root of a ratio of two numbers that are not negative; x/0 is infinite, 0/0 is 0.
+
+    A sum of squares out of merged statistics, which are rounded, can be just below 0: that is 0.
+    """
+    if denominator <= 0:
         return math.inf if numerator > 0 else 0.0
     return math.sqrt(_float(numerator / denominator))
 
