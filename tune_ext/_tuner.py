@@ -359,7 +359,8 @@ class Tuner:
             tuner = cls(**state["arguments"])
             tuner._base_lr = check_positive("lr", state["lr"], below=math.inf)
             tuner._window = check_count("window", state["window"], 3)
-            tuner._looked = check_count("looked", state["looked"], 0)
+            check_choice("looked", state["looked"], range(_LOOKS))
+            tuner._looked = state["looked"]
             tuner._step = check_count("step", state["step"], 0)
             tuner._restores = check_count("restores", state["restores"], 0)
             cooling = state["cooling_from"]
