@@ -243,6 +243,15 @@ def test_losses_on_a_line_are_certain(autocorrelation):
     assert rising.result() == DecayResult("not decaying", 1.0, 1.0, 3)
 
 
+@pytest.mark.parametrize("autocorrelation", ["ar1", "none"])
+@pytest.mark.parametrize("pieces", [2, 7, 30])
+def test_losses_on_a_line_stay_certain_when_merges_round_them(autocorrelation, pieces):
+    falling = np.array_split(np.exp(-0.1 * T - 300), pieces)
+    rising = np.array_split(np.exp(0.1 * T + 300), pieces)
+    assert merged(falling, autocorrelation=autocorrelation).result().p_value < 1e-9
+    assert merged(rising, autocorrelation=autocorrelation).result().p_value > 1 - 1e-9
+
+
 @pytest.mark.parametrize("n", range(3, 12))
 def test_the_shortest_windows_have_a_p_value(n):
     rng = np.random.default_rng(n)

@@ -306,7 +306,7 @@ class DecayTest:
     def _p_value(self, fit: _Fit) -> tuple[float, float]:
         if fit.sums.n < 3 or fit.sums.syy == 0:
             return 1.0, 0.0
-        if fit.line == 0:
+        if fit.line <= 0:
             return (0.0 if fit.b < 0 else 1.0), 0.0
         if self.autocorrelation == "none":
             return float(stdtr(fit.sums.n - 2, fit.t_line())), 0.0
