@@ -128,9 +128,10 @@ class RungTest:
         steps: How many training steps a rung has (ALGORITHMS: 60; 30 is enough where the
             signal is strong).
         alpha: Level of the test.
-        autocorrelation: See `DecayTest`. The default is the plain test: a rung that falls fast
-            and then flattens bends away from a line as autocorrelated losses do, and it is the
-            one to find; one that passes by chance has no low end loss.
+        autocorrelation: See `DecayTest`. The default is the plain test, which sees a loss that
+            falls in a few noisy steps and then is flat (e^(−t) with noise of 0.1, 30 steps:
+            always, "ar1" in 18 % of the cases). Such a rung is the one to find, and one that
+            passes by chance has no low end loss.
         transform: See `DecayTest`.
     """
 
