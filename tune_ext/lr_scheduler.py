@@ -239,8 +239,12 @@ class ExpTestLR(LRScheduler):
             return
         self._restored = 0
         rose = action.result.p_value > 1 - self._tuner.alpha
-        if self._model is not None and not rose and all_finite(parameters_of([self._model])):
+        if self._model is None or rose or not all_finite(parameters_of([self._model])):
+            return
+        if self._snapshot is None:
             self._snapshot = self._take()
+        else:
+            self._snapshot.update()
 
     def _apply(self) -> None:
         """Give the parameter groups their rates; groups added meanwhile keep their ratio."""

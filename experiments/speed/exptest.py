@@ -1,20 +1,21 @@
 """What ExpTestLR costs a training loop, as a share of a training step.
 
-    python experiments/speed/exptest.py [--json FILE] [--epochs N] [--quick]
+    python experiments/speed/exptest.py [--json FILE] [--rounds N] [--quick]
 
 Two trainings on the handwritten digits, batches of 32, one thread: the network of the smallest
 task (digits-cnn), and a logistic regression, whose step is about as short as a step can be.
-After every training step each candidate is timed once, in an order that rotates, so that all of
-them meet the caches as the training step left them:
+After every training step one candidate is called and timed, in turns, so that each finds the
+caches as a training step leaves them:
 
 * ExpTestLR given the loss tensor, given a number, and given the model too (a snapshot each
   window of one epoch);
 * for comparison `loss.item()`, which most loops call anyway, and torch's ReduceLROnPlateau,
   called once a step as well.
 
-A cost is the time of all its calls of an epoch over the time of the training steps of that epoch;
-the median over the epochs is reported. So the ends of windows are in it. The target is at most
-1 % of a step of the smallest task.
+A round is as many calls of each candidate as an epoch has steps: one window from the first step to
+its end, the shortest there is (windows grow as the rate falls, and cost less then). A cost is the
+time of a round's calls over the time of as many training steps of that round; the median over the
+rounds is reported. The target is at most 1 % of a step of the smallest task.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tune_ext.benchmark.tasks.digits import DigitsCNN
 from tune_ext.lr_scheduler import ExpTestLR
 
 TARGET = 0.01
+STEP = "training step"
 BATCH = 32
 
 
@@ -71,7 +73,8 @@ def candidates(
 
     tensor = ExpTestLR(bystander(), window=window)
     number = ExpTestLR(bystander(), window=window)
-    snapshot = ExpTestLR(optimizer, window=window, model=model, min_lr=optimizer.defaults["lr"])
+    rate = optimizer.defaults["lr"]
+    snapshot = ExpTestLR(optimizer, rate, window=window, model=model, min_lr=rate)
     plateau = ReduceLROnPlateau(bystander())
     return {
         "ExpTestLR, tensor": lambda loss, value: tensor.step(loss),
@@ -82,51 +85,54 @@ def candidates(
     }
 
 
-def epoch(
+def one_round(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     data: list[tuple[Tensor, Tensor]],
     calls: dict[str, Callable[[Tensor, float], object]],
 ) -> dict[str, float]:
-    """Seconds of all training steps of an epoch, and of all calls of each candidate."""
-    names, seconds = list(calls), dict.fromkeys(["training step", *calls], 0.0)
+    """Seconds of the calls of each candidate, as many as an epoch has steps, and of as many steps.
+
+    One candidate is called after each training step, in turns, over as many epochs.
+    """
+    names, seconds = list(calls), dict.fromkeys([STEP, *calls], 0.0)
     clock = time.perf_counter
-    for turn, (x, y) in enumerate(data):
+    for turn, (x, y) in enumerate(data * len(names)):
         start = clock()
         loss = cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seconds["training step"] += clock() - start
-        value = loss.item()
-        for place in range(len(names)):
-            name = names[(turn + place) % len(names)]
-            call = calls[name]
-            start = clock()
-            call(loss, value)
-            seconds[name] += clock() - start
+        seconds[STEP] += (clock() - start) / len(names)
+        name = names[turn % len(names)]
+        call, value = calls[name], loss.item() if "number" in name else 0.0
+        start = clock()
+        call(loss, value)
+        seconds[name] += clock() - start
     return seconds
 
 
-def measure(name: str, epochs: int) -> dict[str, object]:
+def measure(name: str, rounds: int) -> dict[str, object]:
     make, factor = NETWORKS[name]
     torch.manual_seed(0)
     model, data = make(), batches()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    calls = candidates(model, optimizer, window=len(data))
-    epoch(model, optimizer, data, calls)  # warm
-    runs = [epoch(model, optimizer, data, calls) for _ in range(epochs * factor)]
-    step = median(run["training step"] for run in runs) / len(data)
+    runs = []
+    for _ in range(1 + rounds * factor):
+        calls = candidates(model, optimizer, window=len(data))
+        runs.append(one_round(model, optimizer, data, calls))
+    del runs[0]  # it warms up
+    step = median(run[STEP] for run in runs) / len(data)
     return {
         "task": name,
         "batch_size": BATCH,
         "steps_per_epoch": len(data),
-        "epochs": len(runs),
+        "rounds": len(runs),
         "training_step_us": 1e6 * step,
         "candidates": {
             call: {
                 "us_per_step": 1e6 * median(run[call] for run in runs) / len(data),
-                "share_of_step": median(run[call] / run["training step"] for run in runs),
+                "share_of_step": median(run[call] / run[STEP] for run in runs),
             }
             for call in calls
         },
@@ -145,13 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="where to write the measurements")
     parser.add_argument(
-        "--epochs", type=int, default=60, help="of digits-cnn; 10 times for the other"
+        "--rounds", type=int, default=20, help="of digits-cnn; 10 times for the other"
     )
-    parser.add_argument("--quick", action="store_true", help="5 epochs")
+    parser.add_argument("--quick", action="store_true", help="3 rounds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()
-    rows = [measure(name, 5 if arguments.quick else arguments.epochs) for name in NETWORKS]
+    rows = [measure(name, 3 if arguments.quick else arguments.rounds) for name in NETWORKS]
     print(f"one thread, load average before {load[0]:.1f}")
     for row in rows:
         show(row)
