@@ -250,7 +250,9 @@ def test_negative_losses_need_the_other_transform() -> None:
     monitor = LossMonitor(transform="identity")
     for loss in (1.0, -1.0, 0.5):
         monitor.step(loss)
-    action = Tuner(0.1, 3, correction="none", transform="identity").tell(monitor.report()["exptest"])
+    action = Tuner(0.1, 3, correction="none", transform="identity").tell(
+        monitor.report()["exptest"]
+    )
     assert action is not None
     assert action.kind == "decay"
 

@@ -20,7 +20,7 @@ from tune_ext._names import RESERVED_KEY
 from tune_ext._rung import RungResult, RungTest
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
-__all__ = ["REPORT_KEY", "LossMonitor", "rate_in", "read_rung", "read_statistics"]
+__all__ = ["REPORT_KEY", "LossMonitor", "rate_in", "rate_path", "read_rung", "read_statistics"]
 
 REPORT_KEY = "exptest"
 """Where a report stands in a result."""
@@ -41,7 +41,8 @@ class LossMonitor:
 
     Args:
         config: The trial's configuration; None where there is none.
-        lr: Where the learning rate is in it, nested names separated by slashes.
+        lr: Where the learning rate is in it, nested names separated by slashes. None: where
+            the searcher says that it is, else ``"lr"``.
         transform: What is tested, as for `tune_ext.DecayTest`: "log", or "identity" for losses
             that may be negative.
 
@@ -60,14 +61,14 @@ class LossMonitor:
         self,
         config: Mapping[str, Any] | None = None,
         *,
-        lr: str = "lr",
+        lr: str | None = None,
         transform: Literal["log", "identity"] = "log",
     ) -> None:
         if config is not None and not isinstance(config, Mapping):
             raise InvalidTypeError(f"config must be a trial's configuration, got {config!r}")
         DecayTest(transform=transform)  # checks it
         self._transform = transform
-        self._configured = rate_in(config or {}, lr)
+        self._configured = rate_in(config or {}, lr or rate_path(config or {}))
         self._losses = LossBuffer()
         self._rung = _rung_of(config or {}, transform)
         self._found: float | None = None
@@ -220,6 +221,17 @@ def _rung_of(config: Mapping[str, Any], transform: Any) -> RungTest | None:
     ladder = ours.get("ladder")
     alpha = ladder.get("alpha", 0.05) if isinstance(ladder, Mapping) else 0.05
     return RungTest(ours.get("steps", 60), alpha, transform=transform)
+
+
+def rate_path(config: Mapping[str, Any], default: str = "lr") -> str:
+    """Where the learning rate is in a configuration: where its searcher says so, or `default`.
+
+    >>> rate_path({"tune_ext": {"role": "final", "lr": "optimizer/lr"}}), rate_path({"lr": 1})
+    ('optimizer/lr', 'lr')
+    """
+    ours = config.get(RESERVED_KEY)
+    said = ours.get("lr") if isinstance(ours, Mapping) else None
+    return said if isinstance(said, str) else default
 
 
 def rate_in(config: Mapping[str, Any], path: str) -> float | str | None:

@@ -56,6 +56,11 @@ class Tuning:
 
     Args:
         make: Makes the tuner from a learning rate and a window.
+
+    Attributes:
+        action: What followed from the last result.
+        iteration: That of the last result.
+        window_start: The iteration after which the present window began.
     """
 
     def __init__(self, make: Callable[[float, int], Tuner]) -> None:
@@ -63,8 +68,15 @@ class Tuning:
         self._tuner: Tuner | None = None
         self._rows: list[dict[str, Any]] = []
         self._moments = [_Moment(0)]
+        self._used: float | None = None
+        self.action: Action | None = None
         self.iteration = 0
         self.window_start = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether the trial trained with another rate than it should, at its last result."""
+        return self.lr not in (None, self._used)
 
     @property
     def lr(self) -> float | None:
@@ -90,36 +102,38 @@ class Tuning:
     ) -> Action | None:
         """Take the statistics of an iteration.
 
+        While the trial still trains with another rate than it should, nothing is tested.
+
         Args:
             iteration: One that was told before means that the trial has gone back.
             statistics: What `Tuner.tell` takes.
-            lr: The trial's rate, for the first result.
+            lr: The rate that the trial trained with.
             window: Steps of the first window, for the first result.
 
         Returns:
             As `Tuner.tell`. After "restore" say by `go_back` where the trial has gone.
 
         Raises:
-            StateError: The statistics are damaged; nothing has changed then.
+            StateError: The statistics are damaged; nothing has been taken then.
         """
         if iteration <= self.iteration:
             self.rewind(iteration - 1)
+        self.action, self._used = None, lr
+        if self.waits and not statistics.get("diverged"):
+            self.iteration = iteration
+            return None
         fresh = self._tuner is None
         tuner = self._tuner or self._make(lr, window)
-        action = tuner.tell(statistics)
+        self.action = tuner.tell(statistics)
         if fresh:
             self.window_start = iteration - 1
         self._tuner, self.iteration = tuner, iteration
         new = tuner.explain().rows[len(self._rows) :]
         self._rows += [{"iteration": iteration, **row} for row in new]
-        if action is None or action.kind != "restore":
-            self.window_start = self.window_start if action is None else iteration
+        if self.action is None or self.action.kind != "restore":
+            self.window_start = self.window_start if self.action is None else iteration
             self._remember()
-        return action
-
-    def skip(self, iteration: int) -> None:
-        """Note an iteration whose statistics must not count."""
-        self.iteration = max(self.iteration, iteration)
+        return self.action
 
     def rewind(self, iteration: int) -> None:
         """Become what it was after an iteration, or after the last one before it that is known."""

@@ -18,7 +18,7 @@ from ray.tune.trainable import FunctionTrainable
 from tune_ext._checks import as_number as check_number
 from tune_ext._checks import check_choice, check_count
 from tune_ext._explanation import Explanation
-from tune_ext._loss_monitor import REPORT_KEY, rate_in, read_statistics
+from tune_ext._loss_monitor import REPORT_KEY, rate_in, rate_path, read_statistics
 from tune_ext.errors import StateError
 from tune_ext.exptest import Correction, Tuner
 from tune_ext.raytune._base import RESERVED_KEY, as_number, check_name, role_of
@@ -79,8 +79,9 @@ class ExpTestScheduler(FIFOScheduler):
         alpha: Level of the tests.
         beta: A decay multiplies the rate by this, and divides the window by it.
         min_lr: The rate never falls below, except where a trial begins below.
-        lr: Where the rate is in the config, nested names separated by slashes. Where it
-            says "exptest" there (see `tune_ext.LossMonitor.resolve`), a decay replaces it.
+        lr: Where the rate is in the config, nested names separated by slashes, unless the
+            searcher says where. What a trial has found for "exptest" there (see
+            `tune_ext.LossMonitor.resolve`) is replaced by a decay like any number.
         max_restores: How often a trial may go back.
         correction: For repeated testing, see `tune_ext.Tuner`.
         autocorrelation: See `tune_ext.DecayTest`.
@@ -168,8 +169,7 @@ class ExpTestScheduler(FIFOScheduler):
             return
         tuning = self._tuning(trial)
         tuning.rewind(0 if checkpoint is None else _iteration(checkpoint.metrics))
-        if tuning.lr is not None:
-            self._set_rate(trial, tuning.lr)
+        self._set_rate(trial, tuning)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on, and with which rate."""
@@ -177,83 +177,68 @@ class ExpTestScheduler(FIFOScheduler):
         if _is_rung(trial):
             over = self._rungs.reported(trial, result) or over
             return str(self.STOP if over else self.CONTINUE)
-        said = self._tune(tune_controller, trial, result)
-        return str(self.STOP) if over and said != self.NOOP else said
+        tuning = self._test(trial, result)
+        if tuning is None:
+            return str(self.STOP if over else self.CONTINUE)
+        said = self._decide(tune_controller, trial, result, tuning, over)
+        self._file(trial).write(tuning.state_dict(), now=tuning.action is not None)
+        return said
 
-    def _tune(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def _test(self, trial: Any, result: Mapping[str, Any]) -> Tuning | None:
+        """Let the trial's tuner see the result; None if it cannot be tuned."""
         statistics = read_statistics(result)
         iteration = as_number(result.get(TRAINING_ITERATION))
         if statistics is None or iteration is None:
-            self._say_once(
-                "statistics",
-                "reports no statistics of its losses (see tune_ext.LossMonitor)",
-                trial,
-            )
-            return str(self.CONTINUE)
-        rate = rate_in(trial.config, self._path(trial))
+            self._say_once(trial, "reports no statistics of its losses (see tune_ext.LossMonitor)")
+            return None
+        path = rate_path(trial.config, self.lr)
+        rate = rate_in(trial.config, path)
         rate = rate if isinstance(rate, float) else as_number(statistics.get("lr"))
         if rate is None or rate <= 0:
-            self._say_once(
-                "rate", f"has no learning rate {self._path(trial)!r} in its config", trial
-            )
-            return str(self.CONTINUE)
-        tuning, kind = self._tuning(trial), None
-        waits = tuning.lr not in (None, rate) and iteration > tuning.iteration
-        if waits and not statistics.get("diverged"):
-            tuning.skip(int(iteration))
-        else:
-            kind = self._tell(tuning, int(iteration), statistics, rate, trial)
-        said = self._act(tune_controller, trial, result, tuning, rate, kind)
-        self._file(trial).write(tuning.state_dict(), now=kind is not None)
-        return said
-
-    def _tell(
-        self, tuning: Tuning, iteration: int, statistics: Any, rate: float, trial: Any
-    ) -> str | None:
-        window = self.window or max(statistics["steps"], _LEAST_WINDOW)
-        try:
-            action = tuning.tell(iteration, statistics, rate, window)
-        except StateError as error:
-            self._say_once("damaged", f"reports statistics that cannot be read ({error})", trial)
+            self._say_once(trial, f"has no learning rate {path!r} in its config")
             return None
-        return None if action is None else action.kind
+        tuning, window = self._tuning(trial), self.window
+        try:
+            first = max(statistics["steps"], _LEAST_WINDOW) if window is None else window
+            tuning.tell(int(iteration), statistics, rate, first)
+        except StateError as error:
+            self._say_once(trial, f"reports statistics that cannot be read ({error})")
+        return None if tuning.lr is None else tuning
 
-    def _act(
+    def _decide(
         self,
         tune_controller: Any,
         trial: Any,
         result: dict[str, Any],
         tuning: Tuning,
-        rate: float,
-        kind: str | None,
+        over: bool,
     ) -> str:
-        if tuning.lr is None:
-            return str(self.CONTINUE)
         result[f"{REPORT_KEY}/lr"], result[f"{REPORT_KEY}/window"] = tuning.lr, tuning.window
-        if kind == "restore":
-            return self._restore(tune_controller, trial, tuning, tuning.iteration)
-        if tuning.lr == rate:
+        if tuning.action is not None and tuning.action.kind == "restore":
+            return self._restore(tune_controller, trial, tuning)
+        if over:
+            return str(self.STOP)
+        if not tuning.waits:
             return str(self.CONTINUE)
         if not _is_saved(trial, result):
             self._say_once(
-                "checkpoint",
-                f"should go on with the rate {tuning.lr:.3g}, but has no checkpoint to go on from: "
-                "it keeps its rate until it reports one",
                 trial,
+                "should go on with a smaller rate, but has no checkpoint to go on from: "
+                "it keeps its rate until it reports one",
             )
             return str(self.CONTINUE)
-        self._set_rate(trial, tuning.lr)
+        self._set_rate(trial, tuning)
         return str(self.PAUSE)
 
-    def _restore(self, tune_controller: Any, trial: Any, tuning: Tuning, iteration: int) -> str:
+    def _restore(self, tune_controller: Any, trial: Any, tuning: Tuning) -> str:
         """Send a trial whose loss is not finite back, without saving what it is now."""
-        found = _good_checkpoint(trial, tuning.window_start, iteration)
+        found = _good_checkpoint(trial, tuning.window_start, tuning.iteration)
         if tuning.restores > self.max_restores or (found is None and tuning.window_start > 0):
             why = "too often" if found is not None else "and has no checkpoint to go back to"
             logger.warning("%s is stopped: its loss was not finite %s", trial, why)
             return str(self.STOP)
         tuning.go_back(0 if found is None else _iteration(found.metrics))
-        self._set_rate(trial, float(tuning.lr or 0.0))
+        self._set_rate(trial, tuning)
         # Ray resumes a paused trial from what it takes for the latest checkpoint.
         trial.run_metadata.checkpoint_manager._latest_checkpoint_result = found
         trial.run_metadata.invalidate_cache()
@@ -330,20 +315,15 @@ class ExpTestScheduler(FIFOScheduler):
             self._files[trial.trial_id] = _Paced(file)
         return self._files[trial.trial_id]
 
-    def _path(self, trial: Any) -> str:
-        """Where the rate is: where the searcher put it, if it says so."""
-        ours = trial.config.get(RESERVED_KEY)
-        said = ours.get("lr") if isinstance(ours, Mapping) else None
-        return said if isinstance(said, str) else self.lr
-
-    def _set_rate(self, trial: Any, rate: float) -> None:
-        path = self._path(trial)
-        if rate_in(trial.config, path) != rate:
+    def _set_rate(self, trial: Any, tuning: Tuning) -> None:
+        path, rate = rate_path(trial.config, self.lr), tuning.lr
+        if rate is not None and rate_in(trial.config, path) != rate:
             trial.set_config(_with_rate(trial.config, path, rate))
 
-    def _say_once(self, what: str, said: str, trial: Any) -> None:
-        if what not in self._said:
-            self._said.add(what)
+    def _say_once(self, trial: Any, said: str) -> None:
+        kind = said.partition("(")[0]
+        if kind not in self._said:
+            self._said.add(kind)
             logger.warning("%s %s. This is said once, whatever other trials do.", trial, said)
 
 
