@@ -199,6 +199,7 @@ def plot(parts: dict, path: Path) -> None:
 
 def _plot_rate(ax, plateau: list[dict], styles: dict[str, str]) -> None:
     """Over all noises: the median of the rate, its lowest, and the floor."""
+    widths = {"median": 5.0, "lowest of all runs": 1.5, "documented floor": 1.5}  # they coincide
     for correction, style in styles.items():
         after = [
             r["rate after"]
@@ -211,9 +212,9 @@ def _plot_rate(ax, plateau: list[dict], styles: dict[str, str]) -> None:
             "lowest of all runs": [min(a[k]["lowest"] for a in after) for k in x],
             "documented floor": [after[0][k]["floor"] for k in x],
         }
-        for (label, y), colour in zip(lines.items(), ("C0", "C1", "black"), strict=True):
+        for (label, y), colour in zip(lines.items(), ("lightblue", "C1", "black"), strict=True):
             shown = label if correction == "spending" else None
-            ax.plot(x, y, style, marker=".", color=colour, label=shown)
+            ax.plot(x, y, style, color=colour, label=shown, lw=widths[label], alpha=0.8)
     ax.set(xscale="log", yscale="log", xlabel="steps / T", ylabel="η / η₀")
     ax.set_xticks(x, map(str, x))
     ax.set_yticks([0.01, 0.03, 0.1, 0.3], [".01", ".03", ".1", ".3"])
