@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.search import ConcurrencyLimiter
 
 import tune_ext
@@ -190,3 +194,49 @@ def test_a_killed_driver_gives_the_same_answer(tmp_path: Path) -> None:
     search = ExpTestSearch()
     search.restore(str(max((tmp_path / "experiment").glob("searcher-state-*.json"))))
     assert search.best_config == {"lr": answer}
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "exptest-ray.md"
+
+PROJECT = """
+import torch
+
+def make_model():
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+
+def make_loader():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(320, 8, generator=generator)
+    data = torch.utils.data.TensorDataset(x, x[:, :3].argmax(dim=1))
+    return torch.utils.data.DataLoader(data, batch_size=16)
+"""
+
+
+@pytest.fixture
+def my_project(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the guide imports; trials get it by value."""
+    project = types.ModuleType("my_project")
+    exec(PROJECT, project.__dict__)
+    monkeypatch.setitem(sys.modules, "my_project", project)
+    cloudpickle.register_pickle_by_value(project)
+    yield
+    cloudpickle.unregister_pickle_by_value(project)
+
+
+def test_the_guides_code(run: Any, my_project: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search runs as it stands, for fewer epochs; the other two ways are well-formed."""
+    asked: list[Any] = []
+    train, *ways = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "run", lambda *args, **options: asked.append((args, options)))
+        for way in ways:
+            exec(train + way, {})
+    (args, options), tuned, mode = asked
+    options["scheduler"] = ExpTestScheduler(max_t=8)
+    analysis = run(*args, **options)
+    rate = options["search_alg"].best_config["lr"]
+    (final,) = by_role(analysis, "final")
+    assert final.last_result["epoch"] == 8
+    assert final.evaluated_params["lr"] == rate > 0.01
+    assert isinstance(tuned[1]["scheduler"], ExpTestScheduler)
+    assert mode[1]["config"]["lr"] == "exptest"
