@@ -411,3 +411,37 @@ def test_the_table_says_what_each_rung_was() -> None:
     lines = str(search.explain()).splitlines()
     assert lines[0].split()[:3] == ["event", "rung", "lr"]
     assert lines[-1].startswith("choice")
+
+
+GPU_HALF = {"CPU": 1.0, "GPU": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("live", "groups", "room"),
+    [
+        (0, [], True),
+        (1, [], False),  # it has not got its group yet
+        (1, [("CREATED", GPU_HALF)], True),
+        (2, [("CREATED", GPU_HALF)], False),
+        (2, [("CREATED", GPU_HALF)] * 2, True),
+        (4, [("CREATED", GPU_HALF)] * 4, False),  # two GPUs
+        (3, [("CREATED", GPU_HALF)] * 3 + [("REMOVED", {"CPU": 9.0})], True),
+        (3, [("CREATED", GPU_HALF)] * 3 + [("PENDING", {"CPU": 1.0})], False),
+        (1, [("CREATED", {"CPU": 0.1})] * 2, True),
+        (1, [("CREATED", {"CPU": 9.0})], False),
+        (1, [("CREATED", {})], False),
+    ],
+)
+def test_room_is_what_the_placement_groups_leave(
+    monkeypatch: pytest.MonkeyPatch, live: int, groups: Any, room: bool
+) -> None:
+    table = {
+        str(i): {"state": state, "bundles": {0: bundle, 1: {}}}
+        for i, (state, bundle) in enumerate(groups)
+    }
+    monkeypatch.setattr(_base, "placement_group_table", lambda: table)
+    monkeypatch.setattr(_base.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(_base.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    assert _base.has_room(live) is room
+    monkeypatch.setattr(_base.ray, "is_initialized", lambda: False)
+    assert not _base.has_room(live)
