@@ -3,16 +3,29 @@
 import math
 import time
 
+import numpy as np
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
 
 from tune_ext.benchmark.tasks import Task
 
+STEPS = 40
+
 
 class FakeRun:
-    """The error falls with the epochs, towards a floor that is lowest at lr = 1e-2."""
+    """The error falls with the epochs, towards a floor that is lowest at lr = 1e-2.
+
+    So does the training loss, within a few steps of the second half of an epoch at 1e-2.
+    """
 
     def __init__(self, lr, seed, nan_above):
         self.epoch, self.lr, self.seed, self.nan_above = 0, lr, seed, nan_above
+        self.step_losses = []
+
+    def _losses(self):
+        steps = np.arange(STEPS) + STEPS * (self.epoch - 1)
+        floor = 0.2 + 0.2 * max(math.log10(self.lr) + 2.0, 0.0)
+        noise = 0.02 * np.random.default_rng([self.seed, self.epoch]).normal(size=STEPS)
+        return list((floor + 2 * np.exp(-10 * self.lr * steps)) * (1 + noise))
 
     def _error(self):
         distance = abs(math.log10(self.lr) + 2.0)
@@ -21,7 +34,9 @@ class FakeRun:
     def train_epoch(self):
         self.epoch += 1
         response = 1.0 / (1.0 + (self.lr / 1e-3) ** 0.5)
+        self.step_losses = self._losses()
         if self.lr > self.nan_above:
+            self.step_losses = [self.step_losses[0], math.nan]
             return {
                 "validation_error": math.nan,
                 "validation_loss": math.nan,
@@ -51,13 +66,15 @@ class FakeRun:
 class FakeTask(Task):
     name = "fake"
     description = "a formula"
+    loss = "mse"
 
-    def __init__(self, epochs=4, nan_above=math.inf, absent=False):
+    def __init__(self, epochs=4, nan_above=math.inf, absent=False, parameters=("lr",)):
         self.max_epochs = epochs
         self.nan_above = nan_above
         self.absent = absent
         self.space = ConfigurationSpace()
-        self.space.add(UniformFloatHyperparameter("lr", 1e-6, 1.0, log=True))
+        for name in parameters:
+            self.space.add(UniformFloatHyperparameter(name, 1e-6, 1.0, log=True))
         self.default_config = {"lr": 1e-3}
         self.options = {"epochs": epochs, "nan_above": nan_above}
 
@@ -66,6 +83,15 @@ class FakeTask(Task):
 
     def start(self, config, *, seed):
         return FakeRun(config.get("lr", 1e-3), seed, self.nan_above)
+
+    def training_inputs(self, seed):
+        return [np.full((2, 3), 10.0)] * STEPS
+
+
+class FakeTaskAlone(FakeTask):
+    """Searches nothing but the learning rate."""
+
+    name = "alone"
 
 
 class SlowTask(FakeTask):

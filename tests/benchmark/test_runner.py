@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.examples import FAKE, is_gone, make_study
-from tune_ext.benchmark.methods import METHODS, missing
+from tune_ext.benchmark.methods import METHODS, Setup, missing
 from tune_ext.benchmark.processes import WorkerProcess, descendants
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.runner import CellRun, Phase, run_study
@@ -295,7 +295,7 @@ def comparison(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison")
     study = make_study(
         tasks=(TaskSpec(FAKE, {"epochs": 6, "nan_above": 0.05}),),
-        methods=tuple(name for name in METHODS if not missing(name)),
+        methods=tuple(name for name in METHODS if name != "exptest+random" and not missing(name)),
         seeds=(0,),
         budget=47,
         final_seeds=2,
@@ -309,7 +309,7 @@ def test_budgets_are_exact(comparison):
         assert record.epochs_used == len(record.history["trial"]), method
         if method == "default":
             assert record.epochs_used == 0
-        elif method == "autohyper":
+        elif method in ("autohyper", "exptest"):
             assert 0 < record.epochs_used <= 47  # may end by itself
         else:
             assert record.epochs_used == 47, method
@@ -352,5 +352,69 @@ def test_recommendations_are_evaluated_with_the_same_seeds(comparison):
         tuple(make_study(final_seeds=2).evaluation_seeds(0))
     }
     assert comparison["default"].recommendation["config"] == {"lr": 1e-3}
-    assert comparison["autohyper"].recommendation["source"] == "method"
-    assert comparison["autohyper"].details["moves"]
+    for method in ("autohyper", "exptest"):
+        assert comparison[method].recommendation["source"] == "method"
+        assert comparison[method].details["moves"]
+
+
+def test_exptest_finds_the_rate_in_a_few_epochs(comparison):
+    record = comparison["exptest"]
+    assert 0.005 < record.recommendation["config"]["lr"] <= 0.05
+    assert record.epochs_used <= 10
+    rungs = [m for m in record.details["moves"] if m["event"] == "rung"]
+    assert len(rungs) == record.epochs_used
+    assert [m["lr"] for m in rungs] == [t["config"]["lr"] for t in record.trials]
+    assert {m["steps"] for m in rungs} <= {2, 40}  # all of an epoch, or up to the divergence
+
+
+@pytest.fixture(scope="module")
+def own_rates(tmp_path_factory):
+    """ExpTest with random search for the other parameter: twice 6 epochs and their ladders."""
+    out = tmp_path_factory.mktemp("own-rates")
+    options = {"epochs": 6, "nan_above": 0.05, "parameters": ["lr", "other"]}
+    study = make_study(
+        tasks=(TaskSpec(FAKE, options), TaskSpec(f"{FAKE}Alone", {"epochs": 6})),
+        methods=("default", "exptest+random"),
+        seeds=(0,),
+        budget=25,
+        final_seeds=1,
+    )
+    observer = Silent()
+    records = run_study(study, RecordStore(out), observer)
+    return {(r.method, r.task["name"]): r for r in records}, observer
+
+
+def test_each_trial_of_exptest_and_random_finds_its_own_rate(own_rates):
+    records, _ = own_rates
+    record = records["exptest+random", FAKE]
+    assert record.failures == []
+    assert record.epochs_used == len(record.history["trial"]) == 25
+    first, *_ = record.trials
+    assert first["epochs"] == 6
+    assert 0.005 < first["config"]["lr"] <= 0.05
+    drawn = Setup(TaskSpec(**record.task).create(), 25, 0).configurations()
+    assert [t["config"]["other"] for t in record.trials] == [
+        next(drawn)["other"] for _ in record.trials
+    ]
+    ladder = [
+        e for t, e in zip(record.history["trial"], record.history["epoch"], strict=True) if t == 0
+    ]
+    assert 3 <= ladder.count(0) <= 9  # the rungs; one of them is the training's first epoch
+    assert ladder[-5:] == [2, 3, 4, 5, 6]
+    assert record.recommendation["config"].keys() == {"lr", "other"}
+    assert record.recommendation["source"] == "validation"
+
+
+def test_where_a_method_cannot_search_it_is_said_and_the_rest_runs(own_rates, tmp_path):
+    records, observer = own_rates
+    name = f"exptest+random on {FAKE}Alone"
+    assert list(observer.lacking) == [name]
+    assert "nothing but the learning rate" in observer.lacking[name]
+    assert set(records) == {
+        ("default", FAKE),
+        ("default", f"{FAKE}Alone"),
+        ("exptest+random", FAKE),
+    }
+    with pytest.raises(InvalidValueError, match="nothing but the learning rate"):
+        run(tmp_path, methods=("exptest+random",))
+    assert not (tmp_path / "out").exists()

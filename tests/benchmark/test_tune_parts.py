@@ -10,7 +10,7 @@ from ray.tune.search import Searcher
 
 from tests.benchmark.examples import FAKE
 from tests.benchmark.fake import FakeTask
-from tune_ext.benchmark.methods import METHODS, Setup, missing
+from tune_ext.benchmark.methods import METHODS, Setup, missing, unsuited
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tune_parts import (
     BudgetStopper,
@@ -19,6 +19,7 @@ from tune_ext.benchmark.tune_parts import (
     TaskTrainable,
     Watch,
 )
+from tune_ext.errors import InvalidValueError
 
 SETUP = Setup(FakeTask(), budget=20, seed=3)
 
@@ -147,13 +148,54 @@ def test_the_trainable_resets_continues_and_ends_when_it_diverges(tmp_path):
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.build and not missing(n)])
 def test_every_method_is_built_and_leaves_the_task_alone(name):
-    task = FakeTask()
+    parameters = ["lr", "other"] if name == "exptest+random" else ["lr"]
+    task, untouched = FakeTask(parameters=parameters), FakeTask(parameters=parameters)
+    assert unsuited(name, task) is None
     task.space.seed(5)
-    search = METHODS[name].build(Setup(task, budget=20, seed=3))
+    setup = Setup(task, budget=20, seed=3)
+    search = METHODS[name].build(setup)
     config = search.search_alg.suggest("first")
-    assert 1e-6 <= config["lr"] <= 1.0
-    untouched = FakeTask()
+    if name == "exptest+random":
+        assert config == {**next(setup.configurations()), "lr": "exptest"}
+    else:
+        assert 1e-6 <= config["lr"] <= 1.0
     untouched.space.seed(5)
     assert task.space.sample_configuration() == untouched.space.sample_configuration()
-    if name != "autohyper":
+    if name not in ("autohyper", "exptest", "exptest+random"):
         assert config == next(SETUP.configurations())
+
+
+def test_the_trainable_reports_losses_and_finds_a_rate_of_its_own(tmp_path):
+    made = TaskTrainable.__new__(TaskTrainable)
+    made._trial_info = None
+    spec = TaskSpec(FAKE, {"epochs": 4, "nan_above": 0.05})
+    made.setup({"lr": 0.01}, task=spec, seed=0)
+    report = made.step()
+    assert (report["exptest"]["n"], report["exptest"]["lr"], report["found"]) == (40, 0.01, {})
+    ladder = {"alpha": 0.05}
+    made.reset_config({"lr": 0.01, "tune_ext": {"role": "rung", "steps": 40, "ladder": ladder}})
+    rung = made.step()["exptest"]
+    assert (rung["verdict"], rung["complete"], rung["steps"]) == ("decaying", True, 40)
+    made.reset_config({"lr": "exptest"})
+    results = [made.step() for _ in range(3)]
+    made.save_checkpoint(str(tmp_path))
+    results += [made.step() for _ in range(6)]
+    assert [r["epoch"] for r in results[:3]] == [0, 0, 0]
+    assert results[-1]["epoch"] >= 3
+    made.reset_config({"lr": "exptest"})
+    made.load_checkpoint(str(tmp_path))
+    again = [made.step() for _ in range(6)]
+    for key in ("epoch", "found", "validation_error", "done"):
+        assert [repr(r[key]) for r in again] == [repr(r[key]) for r in results[3:]]
+
+
+def test_exptest_needs_a_rate_and_losses():
+    assert unsuited("exptest", FakeTask()) is None
+    assert "no learning rate" in unsuited("exptest", FakeTask(parameters=["other"]))
+    mute = FakeTask()
+    mute.loss = None
+    for name in ("exptest", "exptest+random"):
+        assert "does not report" in unsuited(name, mute)
+    with pytest.raises(InvalidValueError, match="does not report"):
+        METHODS["exptest"].build(Setup(mute, budget=9, seed=0))
+    assert unsuited("random", mute) is None

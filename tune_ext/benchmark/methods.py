@@ -18,11 +18,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ConfigSpace import ConfigurationSpace
+
+from tune_ext._loss_monitor import SEARCHED
 from tune_ext._random import derive_seed
-from tune_ext.benchmark.tasks import Task
+from tune_ext.benchmark.tasks import Task, no_ladder, plan_rungs
 from tune_ext.errors import InvalidValueError
 
-__all__ = ["METHODS", "Method", "Search", "Setup", "check_methods", "missing", "screening_plan"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Search",
+    "Setup",
+    "check_methods",
+    "missing",
+    "screening_plan",
+    "unsuited",
+]
 
 REDUCTION_FACTOR = 3
 """HyperBand's and BOHB's factor between rungs: Ray's default."""
@@ -37,6 +49,8 @@ PROBE_EPOCHS = 5
 @dataclass(frozen=True)
 class Setup:
     """What a method may know when it is built: the task's space, not its data.
+
+    ExpTest alone takes the mean square of the training inputs, where its ladder starts.
 
     Args:
         task: The task; methods use its space, metric, mode and full length.
@@ -91,11 +105,13 @@ class Method:
         description: One line for listings.
         build: Builds the search; None for a method that does not search.
         needs: Modules that must be importable, each with what to install for it.
+        unsuited: Why the method cannot search a task; None where it can.
     """
 
     description: str
     build: Callable[[Setup], Search] | None
     needs: Mapping[str, str] = field(default_factory=dict)
+    unsuited: Callable[[Task], str | None] = lambda task: None
 
 
 def _random(setup: Setup) -> Search:
@@ -207,6 +223,46 @@ def _autohyper(setup: Setup) -> Search:
     )
 
 
+def _exptest(setup: Setup) -> Search:
+    """Rungs alone (`final_trials=0`), one at a time, each as many epochs as it needs.
+
+    Like autoHyper's, its answer needs no full-length training inside the search and no
+    validation data. It searches the learning rate; other parameters have their default.
+    """
+    from tune_ext.raytune import ExpTestScheduler, ExpTestSearch
+
+    plan = plan_rungs(setup.task, setup.seed)
+    space = ConfigurationSpace(space={"lr": copy.deepcopy(setup.task.space["lr"])})
+    search = ExpTestSearch(
+        space=space, bound=plan.bound, steps=plan.steps, final_trials=0, max_concurrent=1
+    )
+    return Search(
+        search,
+        ExpTestScheduler(max_t=plan.epochs),
+        stops_trials=True,
+        answer=lambda: search.best_config,
+        details=lambda: {"moves": search.explain().to_rows()},
+    )
+
+
+def _exptest_random(setup: Setup) -> Search:
+    """Random search over the rest: each trial finds its own rate, then trains in full.
+
+    The epochs of its ladder count like all others.
+    """
+    from tune_ext.benchmark.tune_parts import StreamSearch
+
+    return Search(StreamSearch(setup, fixed={"lr": SEARCHED}))
+
+
+def _nothing_left(task: Task) -> str | None:
+    """Why there is nothing for a random search beside the learning rate."""
+    reason = no_ladder(task)
+    if reason is None and len(task.space) < 2:
+        return f"{task.name} searches nothing but the learning rate here; use exptest"
+    return reason
+
+
 _HPBANDSTER = {"hpbandster": "pip install hpbandster (it needs a C compiler)"}
 
 METHODS: dict[str, Method] = {
@@ -217,6 +273,16 @@ METHODS: dict[str, Method] = {
     "hyperband": Method("Ray's HyperBandScheduler over random configurations", _hyperband),
     "bohb": Method("Ray's TuneBOHB with HyperBandForBOHB", _bohb, _HPBANDSTER),
     "autohyper": Method("autoHyper: a trust region on the response of the network", _autohyper),
+    "exptest": Method(
+        "ExpTest: a ladder of learning rates, tested for decay of the training loss",
+        _exptest,
+        unsuited=no_ladder,
+    ),
+    "exptest+random": Method(
+        "random search of the other parameters; each trial finds its rate by ExpTest",
+        _exptest_random,
+        unsuited=_nothing_left,
+    ),
 }
 
 
@@ -226,6 +292,11 @@ def missing(name: str) -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"{module} is not installed: {fix}"
     return None
+
+
+def unsuited(name: str, task: Task) -> str | None:
+    """None if the method can search the task, else the reason why not."""
+    return METHODS[name].unsuited(task)
 
 
 def check_methods(names: Iterator[str] | tuple[str, ...]) -> None:

@@ -54,10 +54,15 @@ class History:
     def add(
         self, trial_id: str, config: Mapping[str, Any], result: Mapping[str, Any], seconds: float
     ) -> None:
-        """Add one epoch: `result` has epoch and whatever metrics there are."""
+        """Add one epoch: `result` has epoch and whatever metrics there are.
+
+        A trial's configuration is that of its last epoch: one that finds its own learning rate
+        tries several.
+        """
         if trial_id not in self._numbers:
             self._numbers[trial_id] = len(self.configs)
-            self.configs.append({k: _plain(v) for k, v in config.items()})
+            self.configs.append({})
+        self.configs[self._numbers[trial_id]] = {k: _plain(v) for k, v in config.items()}
         self.trial.append(self._numbers[trial_id])
         self.epoch.append(int(result["epoch"]))
         self.validation_error.append(_finite(result.get("validation_error")))

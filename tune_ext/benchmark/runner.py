@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tune_ext._checks import check_count
-from tune_ext.benchmark.methods import METHODS, check_methods, missing
+from tune_ext.benchmark.methods import METHODS, check_methods, missing, unsuited
 from tune_ext.benchmark.processes import WorkerProcess
 from tune_ext.benchmark.records import (
     CellRecord,
@@ -32,7 +32,7 @@ from tune_ext.benchmark.records import (
     provenance,
 )
 from tune_ext.benchmark.study import Cell, Study
-from tune_ext.errors import MissingDependencyError
+from tune_ext.errors import InvalidValueError, MissingDependencyError
 
 __all__ = ["CellRun", "Observer", "Phase", "default_jobs", "run_study", "split_available"]
 
@@ -312,10 +312,11 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
     """What of a study can run here, and why the rest cannot.
 
     Returns:
-        The study with what can run, and the others: name → what is missing.
+        The study with what can run, and the rest: name → what is missing, and
+        "METHOD on TASK" → why the one cannot search the other.
 
     Raises:
-        InvalidValueError: A task or method is unknown.
+        InvalidValueError: A task or method is unknown, or no method can search any task.
         MissingDependencyError: Nothing is left.
     """
     check_methods(study.methods)
@@ -325,7 +326,18 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
     tasks = tuple(t for t in study.tasks if t.name not in problems)
     if not methods or not tasks:
         raise MissingDependencyError("; ".join(f"{n}: {why}" for n, why in problems.items()))
-    return replace(study, methods=methods, tasks=tasks), problems
+    cells = replace(study, methods=methods, tasks=tasks).cells()
+    pairs = {
+        f"{c.method} on {c.task.name}": why for c in cells if (why := unsuited_cell(c)) is not None
+    }
+    if len(pairs) == len(methods) * len(tasks):
+        raise InvalidValueError("; ".join(f"{n}: {why}" for n, why in pairs.items()))
+    return replace(study, methods=methods, tasks=tasks), problems | pairs
+
+
+def unsuited_cell(cell: Cell) -> str | None:
+    """Why the cell's method cannot search its task; None if it can."""
+    return unsuited(cell.method, cell.task.create())
 
 
 def run_study(
@@ -357,7 +369,7 @@ def run_study(
     runnable, unavailable = split_available(study)
     with store.locked():
         finished = {r.key: r for r in store.open(study, unavailable)}
-        cells = runnable.cells()
+        cells = [c for c in runnable.cells() if unsuited_cell(c) is None]
         before = [finished[c.key] for c in cells if c.key in finished]
         waiting = deque(c for c in cells if c.key not in finished)
         observer.begin(study, len(cells), before, jobs)

@@ -15,6 +15,8 @@ from ray.tune import Callback, Stopper, Trainable
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from tune_ext._loss_monitor import LossMonitor
+from tune_ext.benchmark import tasks
 from tune_ext.benchmark.methods import Setup
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.raytune._base import RESERVED_KEY
@@ -47,7 +49,8 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         values = {k: v for k, v in config.items() if k != RESERVED_KEY}
-        self._run = self._task.start(values, seed=self._seed)
+        self._run = tasks.start(self._task, values, seed=self._seed)
+        self._loss_monitor = LossMonitor(config) if self._task.loss is not None else None
 
     def step(self) -> dict[str, Any]:
         """Train one epoch."""
@@ -57,18 +60,36 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         if self._journal is not None:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(f"{self.trial_id} {self._run.epoch}\n")
-        done = bool(metrics.get("diverged", False))
-        return {**metrics, "epoch": self._run.epoch, "train_seconds": seconds, "done": done}
+        return {
+            **metrics,
+            "epoch": self._run.epoch,
+            "train_seconds": seconds,
+            "done": bool(metrics.get("diverged", False)),
+            "found": {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {},
+            **self._report_losses(),
+        }
+
+    def _report_losses(self) -> dict[str, Any]:
+        """What `tune_ext.LossMonitor` has to say of the epoch's losses."""
+        if self._loss_monitor is None:
+            return {}
+        for loss in self._run.step_losses:
+            self._loss_monitor.step(loss)
+        return self._loss_monitor.report()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the run's state."""
         with Path(checkpoint_dir, "run.pkl").open("wb") as file:
-            pickle.dump(self._run.state_dict(), file)
+            monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
+            pickle.dump({"run": self._run.state_dict(), "monitor": monitor}, file)
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on where the state was written."""
         with Path(checkpoint, "run.pkl").open("rb") as file:
-            self._run.load_state_dict(pickle.load(file))
+            state = pickle.load(file)
+        self._run.load_state_dict(state["run"])
+        if self._loss_monitor is not None:
+            self._loss_monitor.load_state_dict(state["monitor"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start over with another configuration, in this process."""
@@ -82,10 +103,14 @@ class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
     Args:
         setup: Names the space and the seed.
         limit: Finish after this many; None goes on without end.
+        fixed: Values that are suggested instead of those drawn.
     """
 
-    def __init__(self, setup: Setup, limit: int | None = None) -> None:
+    def __init__(
+        self, setup: Setup, limit: int | None = None, fixed: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(metric=setup.task.metric, mode=setup.task.mode)
+        self._fixed = dict(fixed or {})
         self._stream = setup.configurations()
         self._suggested = 0
         self._limit = limit
@@ -96,7 +121,7 @@ class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
             finished: str = Searcher.FINISHED
             return finished
         self._suggested += 1
-        return next(self._stream)
+        return {**next(self._stream), **self._fixed}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

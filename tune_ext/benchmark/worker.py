@@ -144,6 +144,7 @@ class _Worker:
 
         def report(trial_id: str, result: dict[str, Any]) -> None:
             config = {k: v for k, v in result["config"].items() if k in names}
+            config |= result["found"]  # what the trial has found by itself
             seconds = time.monotonic() - started
             row = {k: v for k, v in result.items() if isinstance(v, int | float)}
             self._pipe.send(

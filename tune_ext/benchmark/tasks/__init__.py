@@ -15,14 +15,29 @@ Creating a task is cheap; torch and the data are loaded by its first run.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from tune_ext._loss_monitor import SEARCHED
 from tune_ext.benchmark.tasks._base import Task, TaskRun
+from tune_ext.benchmark.tasks._own_rate import OwnRateRun, RungPlan, no_ladder, plan_rungs
 from tune_ext.benchmark.tasks.digits import DigitsCNN
 from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
 from tune_ext.errors import InvalidValueError
 
-__all__ = ["DigitsCNN", "FashionMNISTResNet", "Task", "TaskRun", "create", "names"]
+__all__ = [
+    "DigitsCNN",
+    "FashionMNISTResNet",
+    "OwnRateRun",
+    "RungPlan",
+    "Task",
+    "TaskRun",
+    "create",
+    "names",
+    "no_ladder",
+    "plan_rungs",
+    "start",
+]
 
 _TASKS: dict[str, type[Task]] = {task.name: task for task in (DigitsCNN, FashionMNISTResNet)}
 
@@ -51,3 +66,16 @@ def create(name: str, **options: Any) -> Task:
                 f"task {name!r} has no option {option!r}; it has {', '.join(known)}"
             )
     return _TASKS[name](**options)
+
+
+def start(task: Task, config: Mapping[str, Any], *, seed: int) -> TaskRun:
+    """Start a run; with "exptest" for the learning rate, one that finds its own.
+
+    Args:
+        task: What is trained.
+        config: See `Task.start`; "lr" may be "exptest".
+        seed: See `Task.start`.
+    """
+    if config.get("lr") != SEARCHED:
+        return task.start(config, seed=seed)
+    return OwnRateRun(task, {k: v for k, v in config.items() if k != "lr"}, seed=seed)

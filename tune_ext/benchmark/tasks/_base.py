@@ -18,10 +18,11 @@ State rules:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from ConfigSpace import ConfigurationSpace
+from numpy.typing import NDArray
 
 __all__ = ["Task", "TaskRun"]
 
@@ -30,8 +31,19 @@ __all__ = ["Task", "TaskRun"]
 class TaskRun(Protocol):
     """One training run of a task with one configuration and one seed."""
 
-    epoch: int
-    """How many epochs have been trained."""
+    @property
+    def epoch(self) -> int:
+        """How many epochs have been trained."""
+        ...
+
+    @property
+    def step_losses(self) -> Sequence[float]:
+        """The mini-batch losses of the last epoch, each from before its step.
+
+        The last one is NaN if the epoch diverged. Only tasks that say what their `loss` is
+        need to have them.
+        """
+        ...
 
     def train_epoch(self) -> dict[str, float | bool]:
         """Train one more epoch and return its metrics.
@@ -68,12 +80,15 @@ class Task(ABC):
         space: The hyper-parameters that are searched.
         default_config: The optimiser's own defaults, for every parameter it has.
         options: JSON-able; `tasks.create(name, **options)` builds an equal task.
+        loss: What is trained with, where runs have `TaskRun.step_losses` and the task has
+            `training_inputs`; None where they do not. ExpTest needs them.
     """
 
     name: ClassVar[str]
     description: ClassVar[str]
     metric: ClassVar[str] = "validation_error"
     mode: ClassVar[str] = "min"
+    loss: ClassVar[Literal["mse", "cross_entropy"] | None] = None
     max_epochs: int
     space: ConfigurationSpace
     default_config: dict[str, float]
@@ -95,3 +110,11 @@ class Task(ABC):
             InvalidValueError: `config` has an unknown name or an impossible value.
             DataNotFoundError: The data is not on this machine, or is damaged.
         """
+
+    def training_inputs(self, seed: int) -> Sequence[NDArray[Any]]:
+        """The inputs of one epoch, an array a batch, in any order; loads the data.
+
+        Args:
+            seed: Of the data split.
+        """
+        raise NotImplementedError(f"{self.name} gives no training inputs")

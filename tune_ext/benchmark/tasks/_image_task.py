@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
+from numpy.typing import NDArray
 
 from tune_ext._checks import check_choice, check_count
 from tune_ext._random import check_seed, derive_seed
@@ -37,6 +38,8 @@ class ImageTask(Task):
         measure_response: Whether runs report the response of the network.
         device: Where to train; bit-exact repetition is promised for "cpu" alone.
     """
+
+    loss = "cross_entropy"
 
     def __init__(
         self,
@@ -104,6 +107,13 @@ class ImageTask(Task):
         )
         network = build(self._network, seed=derive_seed(seed, self.name, "weights"))
         return ImageRun(network, self._split(int(seed)), settings, seed=int(seed))
+
+    def training_inputs(self, seed: int) -> Sequence[NDArray[Any]]:
+        """The training images of an epoch; see `Task.training_inputs`."""
+        if problem := self.missing():
+            raise DataNotFoundError(problem)
+        images, size = self._split(seed).train.images, self._batch_size
+        return [images[i * size : (i + 1) * size] for i in range(max(1, len(images) // size))]
 
     def _values(self, config: Mapping[str, Any]) -> dict[str, float]:
         """The defaults, overwritten by `config`, checked."""

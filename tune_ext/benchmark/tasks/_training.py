@@ -73,6 +73,7 @@ class ImageRun:
         self, network: nn.Module, split: Split, settings: RunSettings, *, seed: int
     ) -> None:
         self.epoch = 0
+        self.step_losses: list[float] = []
         self._seed = seed
         self._split = split
         self._settings = settings
@@ -94,6 +95,7 @@ class ImageRun:
 
     def train_epoch(self) -> dict[str, float | bool]:
         """Train one more epoch; see `TaskRun.train_epoch`."""
+        self.step_losses = []
         train_loss = math.nan if self._diverged else self._fit()
         self.epoch += 1
         metrics: dict[str, float | bool] = {"train_loss": train_loss}
@@ -101,6 +103,8 @@ class ImageRun:
         if self._meter is not None:
             metrics |= self._measure(self._meter)
         metrics["diverged"] = self._diverged
+        if self._diverged:  # perhaps by the last step alone
+            self.step_losses[-1:] = [math.nan]
         return metrics
 
     def _fit(self) -> float:
@@ -119,6 +123,7 @@ class ImageRun:
             batch = order[step * settings.batch_size : (step + 1) * settings.batch_size]
             loss = cross_entropy(self._network(images[batch]), labels[batch])
             value = loss.item()
+            self.step_losses.append(value)
             if not math.isfinite(value):
                 self._diverged = True
                 return math.nan
