@@ -57,6 +57,7 @@ def roles(trials: list[Played]) -> list[str]:
         ({"mode": "least"}, InvalidValueError, "mode must be one of 'min', 'max'"),
         ({"metric": 3}, InvalidTypeError, "metric must be the name"),
         ({"lr": ""}, InvalidTypeError, "lr must be the name"),
+        ({"lr": None}, InvalidTypeError, "lr must be the name"),
         ({"bound": -1.0}, InvalidValueError, "bound must be positive"),
         ({"bound": math.nan}, InvalidValueError, "bound must be a number"),
         ({"bound": "high"}, InvalidTypeError, "bound must be a number, got 'high'"),
@@ -151,10 +152,12 @@ def test_a_used_searcher_takes_the_same_space_only() -> None:
 
 @pytest.mark.parametrize(
     ("bound", "rate"),
-    [(None, 0.1), (0.3, 0.3), (1e-9, 1e-5), (50, 10.0)],
+    [(None, 0.1), (0.3, 0.3), (np.float32(0.25), 0.25), (1e-9, 1e-5), (50, 10.0)],
 )
 def test_the_ladder_starts_at_the_bound_within_the_range(bound: Any, rate: float) -> None:
-    config = searched(bound=bound).suggest("a")
+    search = searched(bound=bound)
+    config = search.suggest("a")
+    json.dumps(search.get_state())
     assert config["lr"] == pytest.approx(rate)
     assert config["tune_ext"]["ladder"]["bound"] == config["lr"]
 

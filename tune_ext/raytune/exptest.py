@@ -126,11 +126,19 @@ class ExpTestSearch(ProbingSearch):
             time_attr=time_attr,
         )
         check_name("lr", lr)
+        if lr is None:
+            raise InvalidTypeError("lr must be the name of the learning rate, got None")
         check_choice("loss", loss, ("mse", "cross_entropy"))
         self.lr = lr
-        self._bound = _start(bound, loss, points_to_evaluate, lr)
-        self._options = {"steps": steps, "alpha": alpha, "beta": beta, "max_rungs": max_rungs}
-        Ladder(self._bound, **self._options)  # type: ignore[arg-type]  # checks them
+        start = _start(bound, loss, points_to_evaluate, lr)
+        checked = Ladder(start, steps=steps, alpha=alpha, beta=beta, max_rungs=max_rungs)
+        self._bound = checked.bound
+        self._options: dict[str, Any] = {
+            "steps": checked.steps,
+            "alpha": checked.alpha,
+            "beta": checked.beta,
+            "max_rungs": checked.max_rungs,
+        }
         self._path: tuple[Any, ...] = ()
         self._constants: dict[str, Any] = {}
         self._core: TrialLadder | None = None
@@ -163,8 +171,8 @@ class ExpTestSearch(ProbingSearch):
         self, space: Mapping[str, Any] | ConfigurationSpace | Sequence[NumericParameter]
     ) -> None:
         rate = _rate_range(space, self.lr)
-        options: dict[str, Any] = {"lower": rate.lower, "upper": rate.upper, **self._options}
-        self._core = TrialLadder(self._bound, **options)
+        bounds = {"lower": rate.lower, "upper": rate.upper}
+        self._core = TrialLadder(self._bound, **bounds, **self._options)
         self._path = rate.path
 
     def _short(self, item: Rung) -> tuple[int, dict[str, Any]]:
