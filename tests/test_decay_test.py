@@ -337,6 +337,12 @@ def test_the_identity_does_not_depend_on_scale_nor_level(y, power):
     assert b.slope == math.ldexp(a.slope, power)
 
 
+def test_sums_beyond_the_largest_float_are_reported_as_divergence():
+    test = run([1e200, -1e200, 1e200], transform="identity")
+    assert test.result().verdict == "not decaying"
+    assert merged([[1e200, -1e200, 1e200]], transform="identity").result().verdict == "diverged"
+
+
 # -- arguments and state --------------------------------------------------------------------
 
 

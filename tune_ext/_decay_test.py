@@ -5,39 +5,9 @@ Source: Chaudhry and Mizuno, arXiv 2411.16975 (ExpTest): under squared loss and 
 that the loss curve of a converging run passes a test for exponential decay. What is ours: the
 correction for autocorrelation and the arithmetic.
 
-Notation, for a window of n per-step losses ℓ_0 … ℓ_{n−1}:
-
-=========  ============================================================================
-y_t        ln ℓ_t ("log"), or ℓ_t itself ("identity")
-b, s_b     slope of the least-squares line of y on t, and its standard error as in any
-           textbook; H0: b ≥ 0, H1: b < 0
-t_b        b / s_b; the plain p-value is P(T_{n−2} < t_b)
-e_t        residuals of the least-squares parabola (its slope over the window is b too)
-t_c        the same as t_b with Σe²/(n − 3) for the variance
-r          Σ e_t e_{t−1} / Σ e_t², their lag-1 autocorrelation
-ρ          r corrected for its bias, (n r + 3) / (n − 7), in [0, 1]
-f          (1 + ρ) / (1 − ρ): n correlated steps are worth n / f independent ones
-t_d        t-statistic of the mean of the n − 1 differences y_t − y_{t−1}
-=========  ============================================================================
-
-Losses are autocorrelated where momentum, a rate near its limit or smoothing make them so, and
-the plain test then rejects a true H0 far too often (35 % instead of 5 % at ρ = .9). The
-default, "ar1", rejects if one of two tests does that bound the error from two sides:
-
-    p_a = P(T_ν < t_c · √((n − 3f) / (f (n − 3)))),   ν = (n − 3f) / (1 + 2f)
-    p_d = P(T_{n−2} < t_d)
-    p   = max(plain p, min(p_a, p_d))
-
-p_a takes the noise for an AR(1) process. f inflates the variance of the slope;
-(n − 3f)/(n − 3) makes good that a parabola takes more out of correlated residuals (to first
-order E Σe² = σ²(n − 3f)); ν are Satterthwaite's degrees of freedom of the estimated long-run
-variance σ_ε²/(1 − ρ)², whose logarithm has the variance (2 + 4f)/n. A straight line would not
-do: the curvature of a loss that falls fast and then slowly would pass for autocorrelation.
-p_d takes the noise for a random walk: exact there, and far below its level for anything
-stationary, where differences add up to nothing. It sees what p_a cannot, a curve so smooth
-that no noise is left to compare with (large batches). Both rarely reject the same pure noise
-wrongly, so that their minimum keeps the level; experiments/exptest/calibration.md has the
-measured rates, and where they are exceeded.
+The test is one of y = ln ℓ (or of ℓ itself) against the number of the step, with H0 "the slope is
+not negative": `tune_ext._slope_test` has its formulas. The losses of mini-batches may be
+autocorrelated, which it allows for unless it is told not to.
 
 The sums are exact (`tune_ext._exact_sums`): updates one by one, many at once and restored
 states give the same result bit for bit, and nothing cancels.
@@ -53,13 +23,13 @@ from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr
 
 from tune_ext._checks import as_number, check_choice, check_positive
 from tune_ext._exact_sums import EXACT_BITS, FAST_BITS, Sums, fixed, sum_any, sum_small
+from tune_ext._slope_test import Fit, corrected_p_value, plain_p_value, to_float
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
-__all__ = ["DecayResult", "DecayTest", "Statistics", "Verdict", "corrected_p_value"]
+__all__ = ["DecayResult", "DecayTest", "Verdict"]
 
 Array = NDArray[np.float64]
 Verdict = Literal["decaying", "not decaying", "diverged"]
@@ -83,7 +53,8 @@ class DecayResult:
         slope: Change of ln ℓ (or of ℓ, "identity") per step; 0 where it is not defined: fewer
             than two losses, or diverged.
         n: Number of steps.
-        autocorrelation: ρ as used; 0 when "none".
+        autocorrelation: The lag-1 autocorrelation of the residuals that was allowed for, in
+            [0, 1]; 0 when "none".
     """
 
     verdict: Verdict
@@ -93,86 +64,13 @@ class DecayResult:
     autocorrelation: float = 0.0
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """The statistics that the p-value is made of; see the notation of the module.
-
-    Attributes:
-        n: Number of steps, at least 3.
-        t_line: t_b, a number or an array.
-        t_curve: t_c.
-        t_drift: t_d.
-        r: r.
-    """
-
-    n: int
-    t_line: float | Array
-    t_curve: float | Array
-    t_drift: float | Array
-    r: float | Array
-
-
-def corrected_p_value(statistics: Statistics) -> tuple[Array, Array]:
-    """The p-value of "ar1", and ρ as used; arrays of the shape of the statistics."""
-    n = statistics.n
-    rho = np.clip((n * statistics.r + 3.0) / max(n - 7.0, 1.0), 0.0, 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        f = (1.0 + rho) / (1.0 - rho)
-        left = np.maximum(n - 3.0 * f, 0.0)
-        t = statistics.t_curve * np.sqrt(left / (f * (n - 3.0)))
-        stationary = np.where(left > 0, stdtr(left / (1.0 + 2.0 * f), t), 0.5)
-    drift = stdtr(n - 2.0, statistics.t_drift)
-    plain = stdtr(n - 2.0, statistics.t_line)
-    return np.maximum(plain, np.minimum(stationary, drift)), rho
-
-
-class _Fit:
-    """The least-squares line and parabola through exact sums of at least two numbers."""
-
-    def __init__(self, sums: Sums) -> None:
-        n = sums.n
-        self.sums = sums
-        self.b = sums.sty / Fraction(n * (n**2 - 1), 12)
-        self.explained = self.b * sums.sty
-        self.line = sums.syy - self.explained  # Σ of the squared residuals of the line
-
-    def t_line(self) -> float:
-        return self._root((self.sums.n - 2) * self.explained, self.line)
-
-    def statistics(self) -> Statistics:
-        s, n = self.sums, self.sums.n
-        c = s.sqy / Fraction(n * (n**2 - 1) * (n**2 - 4), 180)
-        left = self.line - c * s.sqy
-        rise = s.last - s.first
-        spread = s.dd - Fraction(rise**2, n - 1)
-        return Statistics(
-            n,
-            self.t_line(),
-            self._root((n - 3) * self.explained, left),
-            _root((n - 2) * Fraction(rise**2, n - 1), spread) * (-1 if rise < 0 else 1),
-            1.0 if left <= 0 else 1.0 - _float(self._changes(c) / (2 * left)),
-        )
-
-    def _changes(self, c: Fraction) -> Fraction:
-        """Σ(e_t − e_{t−1})² + e_first² + e_last² = 2 Σe² − 2 Σ e_t e_{t−1} of the parabola."""
-        s, n, b = self.sums, self.sums.n, self.b
-        along = b * (s.last - s.first) + c * (n * (s.first + s.last) - 2 * s.y)
-        squares = (n - 1) * b**2 + c**2 * Fraction(n * (n - 1) * (n - 2), 3)
-        bend = c * Fraction((n - 1) * (n - 2), 6) + Fraction(s.y, n)
-        tilt = b * Fraction(n - 1, 2)
-        ends = (s.first + tilt - bend) ** 2 + (s.last - tilt - bend) ** 2
-        return s.dd - 2 * along + squares + ends
-
-    def _root(self, numerator: Fraction, denominator: Fraction) -> float:
-        return _root(numerator, denominator) * (-1 if self.b < 0 else 1)
-
-
 class DecayTest:
     """Tests a window of per-step losses for decay, from sufficient statistics.
 
-    A step costs well below a microsecond of Python and memory does not grow. Losses of 0
-    count as the smallest positive double. A loss that is not finite makes the window
-    "diverged"; later losses then change nothing but the number of steps.
+    A step costs about half a microsecond (some ten of them with "identity", whose numbers have
+    no limits) and memory does not grow. Losses of 0 count as the smallest positive double. A
+    loss that is not finite makes the window "diverged"; later losses then change nothing but
+    the number of steps.
 
     Args:
         alpha: The rate of false "decaying" that is accepted under pure noise, in (0, 1).
@@ -298,18 +196,18 @@ class DecayTest:
         self._flush()
         if self._sums.n < 2:
             return DecayResult("not decaying", 1.0, 0.0, self.n)
-        fit = _Fit(self._sums)
+        fit = Fit(self._sums)
         p, rho = self._p_value(fit)
-        slope = _float(fit.b / (1 << self._bits))
+        slope = to_float(fit.b / (1 << self._bits))
         return DecayResult("decaying" if p < level else "not decaying", p, slope, self.n, rho)
 
-    def _p_value(self, fit: _Fit) -> tuple[float, float]:
+    def _p_value(self, fit: Fit) -> tuple[float, float]:
         if fit.sums.n < 3 or fit.sums.syy == 0:
             return 1.0, 0.0
         if fit.line <= 0:
             return (0.0 if fit.b < 0 else 1.0), 0.0
         if self.autocorrelation == "none":
-            return float(stdtr(fit.sums.n - 2, fit.t_line())), 0.0
+            return plain_p_value(fit.sums.n, fit.t_line()), 0.0
         p, rho = corrected_p_value(fit.statistics())
         return float(p), float(rho)
 
@@ -319,7 +217,8 @@ class DecayTest:
         Returns:
             "n"; "first" and "last" (y); "rise" = Σ(y_t − first); "sty" = Σ u_t y_t with
             u_t = t − (n − 1)/2; "sqy" = Σ (u_t² − (n² − 1)/12) y_t; "syy" = Σ(y_t − ȳ)²;
-            "sdd" = Σ(y_t − y_{t−1})²; "diverged". The floats are exact to their last bit.
+            "sdd" = Σ(y_t − y_{t−1})²; "diverged", also if one of these is beyond the largest
+            float (losses of 1e150 with "identity"). They are exact to their last bit.
         """
         self._flush()
         s, one = self._sums, 1 << self._bits
@@ -327,14 +226,16 @@ class DecayTest:
             numbers = dict.fromkeys(_NUMBERS, 0.0)
         else:
             numbers = {
-                "first": _float(Fraction(s.first, one)),
-                "last": _float(Fraction(s.last, one)),
-                "rise": _float(Fraction(s.y - s.n * s.first, one)),
-                "sty": _float(s.sty / one),
-                "sqy": _float(s.sqy / one),
-                "syy": _float(s.syy / one**2),
-                "sdd": _float(Fraction(s.dd, one**2)),
+                "first": to_float(Fraction(s.first, one)),
+                "last": to_float(Fraction(s.last, one)),
+                "rise": to_float(Fraction(s.y - s.n * s.first, one)),
+                "sty": to_float(s.sty / one),
+                "sqy": to_float(s.sqy / one),
+                "syy": to_float(s.syy / one**2),
+                "sdd": to_float(Fraction(s.dd, one**2)),
             }
+        if not all(map(math.isfinite, numbers.values())):
+            return {"n": self.n, **dict.fromkeys(_NUMBERS, 0.0), "diverged": True}
         return {"n": self.n, **numbers, "diverged": self.diverged}
 
     def merge(self, statistics: Mapping[str, Any]) -> None:
@@ -397,24 +298,6 @@ def _refuse_negative(loss: float) -> None:
     raise InvalidValueError(
         f"a loss is negative ({loss!r}), which has no logarithm; use transform='identity'"
     )
-
-
-def _float(value: Fraction) -> float:
-    """The nearest float; infinite beyond the largest."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _root(numerator: Fraction, denominator: Fraction) -> float:
-    """The root of a ratio of two numbers that are not negative; x/0 is infinite, 0/0 is 0.
-
-    A sum of squares out of merged statistics, which are rounded, can be just below 0: that is 0.
-    """
-    if denominator <= 0:
-        return math.inf if numerator > 0 else 0.0
-    return math.sqrt(_float(numerator / denominator))
 
 
 _NUMBERS = ("first", "last", "rise", "sty", "sqy", "syy", "sdd")
