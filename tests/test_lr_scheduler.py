@@ -116,7 +116,9 @@ def test_the_rate_may_be_given():
     assert (again.get_last_lr(), again.base_lrs) == ([0.2], [0.7])
 
 
-@pytest.mark.parametrize("options", [{}, {"total_steps": 400, "cooldown": 0.3}, {"min_lr": 0.05}])
+@pytest.mark.parametrize(
+    "options", [{}, {"total_steps": 400}, {"total_steps": 400, "cooldown": 0.3}, {"min_lr": 0.05}]
+)
 @pytest.mark.parametrize("kind", ["float", "tensor", "numpy"])
 def test_the_rates_are_the_tuners(options, kind):
     losses = falling_losses()
@@ -264,7 +266,9 @@ def test_the_state_of_another_scheduler_is_refused():
 # --- losses ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"total_steps": 400, "cooldown": 0.3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"total_steps": 400}, {"total_steps": 400, "cooldown": 0.3}]
+)
 @pytest.mark.parametrize("read_every", [1, 3, 16, 1000])
 def test_decisions_do_not_depend_on_how_often_losses_are_read(read_every, options):
     losses = falling_losses()

@@ -39,10 +39,11 @@ class ExpTestLR(LRScheduler):
     """Lowers the learning rate when the training loss stops decaying (arXiv 2411.16975).
 
     Call `step` with the training loss after every step of the optimiser. At the end of each
-    window of steps a test for exponential decay looks at its losses. If they do not decay, the
-    rate is multiplied by β and the next window is longer by 1/β; both are decided by
-    `tune_ext.Tuner`. If a loss is not finite, the rate is multiplied by β too and, if a `model` is
-    given, its weights and the optimiser's state go back to the last snapshot.
+    window of steps a test for exponential decay looks at its losses. If they do not decay, and
+    not over as many steps again either, the rate is multiplied by β and the next window is longer
+    by 1/β; if `total_steps` is given, the rate falls linearly from there. `tune_ext.Tuner`
+    decides, and says why. If a loss is not finite, the rate is multiplied by β at once and, if a
+    `model` is given, its weights and the optimiser's state go back to the last snapshot.
 
     Snapshots are taken before the first step of the optimiser (when the statistics of a
     BatchNorm have seen the first batch) and at the end of a window, unless the weights are not
@@ -165,7 +166,7 @@ class ExpTestLR(LRScheduler):
 
     @property
     def tuner(self) -> Tuner:
-        """What decides; read it, do not feed it."""
+        """What decides, as of its last look at the losses; read it, do not feed it."""
         return self._tuner
 
     @property
@@ -255,7 +256,7 @@ class ExpTestLR(LRScheduler):
         if self._applied != lr:
             self._applied = lr
             set_rates(self.optimizer, self._applied, self._ratios)
-            self._last_lr = [float(group["lr"]) for group in groups]
+            self._last_lr = [lr * ratio for ratio in self._ratios]
 
     def _await_snapshot(self) -> None:
         """Take the first snapshot right before the optimiser's next step."""

@@ -71,10 +71,14 @@ def candidates(
     def bystander() -> torch.optim.Optimizer:
         return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
 
-    tensor = ExpTestLR(bystander(), window=window)
-    number = ExpTestLR(bystander(), window=window)
-    rate = optimizer.defaults["lr"]
-    snapshot = ExpTestLR(optimizer, rate, window=window, model=model, min_lr=rate)
+    def ours(own: torch.optim.Optimizer, **options: object) -> ExpTestLR:
+        # Without a correction a window ends after its steps whatever the test says; a rate that
+        # cannot fall leaves the training as it is.
+        rate = own.defaults["lr"]
+        return ExpTestLR(own, rate, window=window, min_lr=rate, correction="none", **options)
+
+    tensor, number = ours(bystander()), ours(bystander())
+    snapshot = ours(optimizer, model=model)
     plateau = ReduceLROnPlateau(bystander())
     return {
         "ExpTestLR, tensor": lambda loss, value: tensor.step(loss),
