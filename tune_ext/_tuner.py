@@ -98,9 +98,10 @@ class Tuner:
     multiply the rate: from there it falls linearly to `min_lr` at the end, exactly
     η·(steps left)/(steps of the cool-down) for `min_lr` = 0, and windows are not tested any
     more. If every window decays, the cool-down begins for the last `cooldown` of the steps.
-    So a rate that is too large is lowered early, and a good one is used for long: over six
-    tasks that was never far from the better of decays by β and of a fixed cool-down, and each
-    of these was clearly worse somewhere (experiments/exptest/tried.md).
+    So a rate that is too large is lowered early, and a good one is used for long: on the four
+    tasks where it was tried it was never far from the best of decays by β and of fixed
+    cool-downs, and each of these was clearly worse somewhere
+    (experiments/exptest/tried.md).
 
     Args:
         lr: η, the rate to begin with (from a `Ladder`).
