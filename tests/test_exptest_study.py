@@ -167,7 +167,7 @@ def test_tasks_say_what_is_missing_and_networks_fit_their_data(exptest, tmp_path
     for name in ("logistic-128", "vgg-small", "vgg16-cifar10", "california"):
         assert str(tmp_path) in every[name].missing() or "data_home=" in every[name].missing()
     torch = exptest.baselines.torch
-    for name, shape in (("vgg-small", (2, 1, 14, 14)), ("mlp-64", (2, 1, 28, 28))):
+    for name, shape in (("vgg-small", (2, 1, 14, 14)), ("mlp-256", (2, 1, 28, 28))):
         assert every[name].network(0)(torch.zeros(shape)).shape == (2, 10)
     deep = every["lattice-32-8"].network(0)
     weights = [p for p in deep.parameters() if p.ndim == 2]

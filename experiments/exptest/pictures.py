@@ -46,7 +46,7 @@ def draw(cells: Cells, out: Path) -> list[Path]:
 
 
 def _batches(model: str) -> list[str]:
-    return [f"{model}-{size}" for size in (64, 128, 512)]
+    return [f"{model}-{size}" for size in (128, 256, 512)]
 
 
 def _curves(cells: Cells, task: str, method: str, name: str) -> np.ndarray:

@@ -251,7 +251,7 @@ def _images(options: Options) -> Iterator[Task]:
         "logistic": ("logistic regression", (784, 10)),
         "mlp": ("fully connected 784-128-128-10", (784, 128, 128, 10)),
     }
-    for size in (64, 128, 512):
+    for size in (128, 256, 512):
         for name, (text, layers) in models.items():
             yield Task(
                 f"{name}-{size}",
