@@ -397,6 +397,59 @@ def test_an_epoch_reports_what_the_methods_need(small):
     assert quiet["train_loss"] == metrics["train_loss"]
 
 
+def test_the_losses_of_an_epochs_steps_are_kept(small):
+    run = small.start({}, seed=0)
+    assert run.step_losses == []
+    for _ in range(2):
+        metrics = run.train_epoch()
+        assert len(run.step_losses) == len(small.training_inputs(0)) == 16
+        assert np.mean(run.step_losses) == pytest.approx(metrics["train_loss"], rel=1e-12)
+    assert {batch.shape for batch in small.training_inputs(0)} == {(64, 1, 8, 8)}
+
+
+def test_a_run_finds_its_own_rate_and_is_then_the_run_with_that_rate():
+    small = tasks.create("digits-cnn", epochs=4, measure_response=False)
+    run = tasks.start(small, {"lr": "exptest", "weight_decay": 1e-3}, seed=0)
+    plan = tasks.plan_rungs(small, 0)
+    assert (plan.epochs, plan.steps, plan.lower, plan.upper) == (2, 32, 1e-6, 1.0)
+    # inputs of unit variance: 64 pixels and the bias, and cross-entropy doubles the bound
+    assert plan.bound == pytest.approx(4 / 65, rel=0.01)
+    seen, saved = [], None
+    while run.epoch < 4:
+        seen.append(run.train_epoch())
+        if len(seen) == 5:  # in the middle of a rung
+            saved = pickle.loads(pickle.dumps(run.state_dict()))
+    plain = small.start({"lr": run.lr, "weight_decay": 1e-3}, seed=0)
+    expected = [plain.train_epoch() for _ in range(4)]
+    assert seen[-2:] == expected[-2:]
+    assert run.test() == plain.test()
+    rungs = [r for r in run.explain().to_rows() if r["event"] == "rung"]
+    assert len(seen) <= 2 * len(rungs) + 2
+    again = tasks.start(small, {"lr": "exptest", "weight_decay": 1e-3}, seed=0)
+    again.load_state_dict(saved)
+    rest = [again.train_epoch() for _ in seen[5:]]
+    assert [repr(r) for r in rest] == [repr(r) for r in seen[5:]]
+    with pytest.raises(StateError, match="finds its own rate"):
+        again.load_state_dict(plain.state_dict())
+
+
+def test_a_run_for_which_no_rate_works_has_diverged(small):
+    class Hopeless(tasks.DigitsCNN):
+        def start(self, config, *, seed):
+            return super().start({**config, "lr": 1e30}, seed=seed)
+
+    run = tasks.start(
+        Hopeless(optimizer="sgd", epochs=4, measure_response=False), {"lr": "exptest"}, seed=0
+    )
+    results = [run.train_epoch()]
+    while not results[-1]["diverged"]:
+        results.append(run.train_epoch())
+        assert math.isnan(results[-1]["validation_error"])
+    assert 5 <= len(results) <= 25
+    assert run.epoch == 0
+    assert run.train_epoch()["diverged"]
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(small):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002 - to show that it does not matter
@@ -479,6 +532,8 @@ def test_divergence_is_a_result_and_ends_the_work():
     run._network.register_forward_hook(lambda *args: calls.append(args))
     check_diverged(run.train_epoch())
     assert run.epoch == 2
+    assert len(run.step_losses) == 1
+    assert math.isnan(run.step_losses[0])
     assert all(math.isnan(value) for value in run.test().values())
     assert not calls
     resumed = tasks.create("digits-cnn", optimizer="sgd").start({"lr": 1e-3}, seed=0)
@@ -496,6 +551,7 @@ def test_weights_that_are_not_finite_after_the_epoch_count_as_diverged(small):
     assert metrics["diverged"] is True
     assert math.isnan(metrics["validation_error"])
     assert math.isnan(metrics["response_mean"])
+    assert math.isnan(run.step_losses[-1])
 
 
 def test_training_and_validation_never_touch_test_images(small):
