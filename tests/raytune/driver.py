@@ -6,6 +6,7 @@ The second time it finds its experiment and restores it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import ray
 from ray import tune
 
-from tests.raytune import exptest_trainables
+from tests.raytune import exptest_trainables, tuning_trainables
 from tests.raytune.trainables import Counter
 from tune_ext import AutoHyperScheduler, AutoHyperSearch, ExpTestScheduler, ExpTestSearch
 
 
 def main(home: Path, kind: str) -> None:
+    if kind == "tuning":
+        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0.2"  # few checkpoints are unknown after a kill
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -26,17 +29,18 @@ def main(home: Path, kind: str) -> None:
         log_to_driver=False,
     )
     experiment = home / "experiment"
-    trainable: Any = Counter if kind == "autohyper" else exptest_trainables.function
+    trainable: Any = TRAINABLES[kind]
     if experiment.exists():
         tuner = tune.Tuner.restore(str(experiment), trainable=trainable)
     else:
-        space = {"lr": tune.loguniform(1e-6, 1.0), "home": str(home), "sleep": 0.03}
+        rate = 0.2 if kind == "tuning" else tune.loguniform(1e-6, 1.0)
+        space = {"lr": rate, "home": str(home), "sleep": 0.1 if kind == "tuning" else 0.03}
         tuner = tune.Tuner(
             trainable,
             param_space=space,
             tune_config=tune.TuneConfig(
                 **parts(kind),
-                num_samples=-1,
+                num_samples=1 if kind == "tuning" else -1,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -53,12 +57,21 @@ def main(home: Path, kind: str) -> None:
     ray.shutdown()
 
 
+TRAINABLES = {
+    "autohyper": Counter,
+    "exptest": exptest_trainables.function,
+    "tuning": tuning_trainables.function,
+}
+
+
 def parts(kind: str) -> dict[str, Any]:
     if kind == "exptest":
         return {
             "search_alg": ExpTestSearch(bound=0.01),
             "scheduler": ExpTestScheduler(max_t=5),
         }
+    if kind == "tuning":
+        return {"scheduler": ExpTestScheduler(max_t=12)}
     return {
         "search_alg": AutoHyperSearch(probe_epochs=3),
         "scheduler": AutoHyperScheduler(probe_epochs=3, max_t=8),

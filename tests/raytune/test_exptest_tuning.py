@@ -11,7 +11,7 @@ import pytest
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from tests.raytune.test_restore import Ends
+from tests.raytune.test_restore import Ends, drive
 from tests.raytune.trainables import notes
 from tests.raytune.tuning_trainables import EPOCH, Class, Regression, function
 from tune_ext import ExpTestScheduler, LossMonitor, Tuner
@@ -178,3 +178,15 @@ def test_a_restored_experiment_goes_on_with_its_rates(
     assert result.config["lr"] == alone(0.2, 8)[-1][1]
     files = list((tmp_path / "experiment" / "exptest-tuning").glob("*.json"))
     assert [json.loads(file.read_text())["version"] for file in files] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_driver_goes_on_with_its_rates(tmp_path: Path) -> None:
+    drive(tmp_path, "tuning", more=8)
+    before = len(notes(tmp_path))
+    drive(tmp_path, "tuning", more=None)
+    assert notes(tmp_path)[before]["started"] >= 3
+    assert list(trained(tmp_path).values()) == [alone(0.2, 12)]
+    (row,) = json.loads((tmp_path / "results.json").read_text())
+    assert (row["lr"], row["epochs"]) == (alone(0.2, 12)[-1][1], 12)
