@@ -329,7 +329,7 @@ def _lattice(options: Options) -> Iterator[Task]:
                 make=lambda w=width, d=depth: fully_connected((10, *([w] * d), 1)),
                 loss="mse",
                 batch_size=64 if options.full else 32,
-                epochs=50 if options.full else 4,
+                epochs=50 if options.full else 3,
                 gain=math.sqrt(6.0),
             )
 
