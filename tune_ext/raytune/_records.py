@@ -53,7 +53,7 @@ class JsonFile:
 
     def write(self, document: Any) -> None:
         """Replace the document so that a reader, or a kill, finds the old one or the new one."""
-        temporary, text = f"{self.path}.tmp", json.dumps(_plain(document)) + "\n"
+        temporary, text = f"{self.path}.tmp", json.dumps(document) + "\n"
         try:
             self._filesystem.create_dir(self.path.rpartition("/")[0])
             with self._filesystem.open_output_stream(temporary) as stream:
@@ -172,13 +172,14 @@ def _write_result(trial: Any, result: Mapping[str, Any]) -> None:
         logger.warning("Cannot look for %s: %r", path, error)
         return
     if not there:
-        JsonFile(filesystem, path).write(result)
+        JsonFile(filesystem, path).write(_plain(result))
 
 
 def _values(trial: Any) -> dict[str, Any]:
     """What the searcher suggested for a trial, without what is ours."""
     suggested = trial.evaluated_params or {}
-    return {k: v for k, v in suggested.items() if not k.startswith(f"{RESERVED_KEY}/")}
+    ours = f"{RESERVED_KEY}/"
+    return {k: _plain(v) for k, v in suggested.items() if not k.startswith(ours)}
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ the iteration of the checkpoint, or these steps would count twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tune_ext.errors import StateError
@@ -151,11 +151,15 @@ class Tuning:
         self.iteration = self.window_start = iteration
         self._remember()
 
+    def forget(self) -> None:
+        """Keep the rows, but no earlier moment: the trial has ended."""
+        self._moments = self._moments[-1:]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything as plain JSON."""
         return {
             "version": _VERSION,
-            "moments": [asdict(moment) for moment in self._moments],
+            "moments": [dict(vars(moment)) for moment in self._moments],
             "rows": self._rows,
         }
 

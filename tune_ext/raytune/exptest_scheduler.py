@@ -251,6 +251,8 @@ class ExpTestScheduler(FIFOScheduler):
         """Record that a rung has finished."""
         if not _is_rung(trial):
             self._files.pop(trial.trial_id, None)
+            if trial.trial_id in self._tunings:
+                self._tunings[trial.trial_id].forget()
             return
         self._rungs.ended(trial, result)
         if self._rungs.reported(trial, result):
