@@ -27,7 +27,7 @@ from tune_ext._losses import LossBuffer
 from tune_ext._rung_training import largest_rate, rate_ratios, set_rates
 from tune_ext._torch_snapshot import Snapshot, all_finite, parameters_of
 from tune_ext.errors import InvalidTypeError, NoLearningRateError, StateError
-from tune_ext.exptest import Action, Correction, Explanation, Tuner
+from tune_ext.exptest import Correction, Explanation, Tuner
 
 __all__ = ["ExpTestLR", "LadderResult", "LadderRung", "find_lr", "resolve_lr"]
 
@@ -153,7 +153,7 @@ class ExpTestLR(LRScheduler):
         self._applied = math.nan
         self._cools = self._tuner.cooldown > 0
         self.last_epoch = 0
-        self._plan()
+        self._due = min(window, _AT_LEAST_EVERY)
         self._apply()
         for group in optimizer.param_groups:
             if lr is not None:
@@ -215,45 +215,62 @@ class ExpTestLR(LRScheduler):
     def _look(self) -> None:
         """Give the tuner all losses so far, and do what it says."""
         self._stop_waiting()
-        losses = self._losses.take()
-        while losses:
+        losses, diverged = self._losses.take(), False
+        while losses and not diverged:  # what comes after belongs to weights that are given up
             taken, action = self._tuner.update_many(losses)
             losses = losses[taken:]
             self._in_window += taken
             if action is not None:
-                self._in_window = 0
-                self._act(action)
-                if action.kind == "restore":
-                    break  # what came after belongs to the weights given up
-        self._plan()
-        self._apply()
-
-    def _plan(self) -> None:
-        """Say when to look at the losses next: at the end of the window, or before."""
+                diverged = action.kind == "restore"
+                rose = action.result.p_value > 1 - self._tuner.alpha
+                self._end_window(diverged, renew=not rose)
+            elif self._tuner.cooling and self._in_window >= self._tuner.window:
+                self._end_window(False, renew=True)
         left = self._tuner.window - self._in_window
         self._due = left if 0 < left < _AT_LEAST_EVERY else _AT_LEAST_EVERY
+        self._apply(again=diverged)  # a snapshot has the rates of its time
+        if diverged:
+            self._report()
 
-    def _act(self, action: Action) -> None:
-        if action.kind == "restore":
-            self._restored += 1
-            self._restore()
-            return
-        self._restored = 0
-        rose = action.result.p_value > 1 - self._tuner.alpha
-        if self._model is None or rose or not all_finite(parameters_of([self._model])):
-            return
+    def _end_window(self, diverged: bool, renew: bool) -> None:
+        """Go back to the snapshot, or renew it where the weights are worth going back to."""
+        self._in_window = 0
+        self._restored = self._restored + 1 if diverged else 0
+        if diverged:
+            if self._snapshot is not None:
+                self._snapshot.restore()
+        elif self._model is not None and renew and all_finite(parameters_of([self._model])):
+            if self._snapshot is None:
+                self._snapshot = self._take()
+            else:
+                self._snapshot.update()
+
+    def _report(self) -> None:
+        """Say that a loss was not finite and what followed; an error if nothing helps."""
+        said = f"the loss of step {self.last_epoch} was not finite"
+        done = "weights and optimiser are back at the last snapshot"
         if self._snapshot is None:
-            self._snapshot = self._take()
-        else:
-            self._snapshot.update()
+            done = "the weights stay as they are, as there is no snapshot (give model=)"
+        if self._max_restores is not None and self._restored > self._max_restores:
+            raise NoLearningRateError(
+                f"{said}, for the {self._restored}th time without a whole window in between, "
+                f"and now at a rate of {self._applied:.3g}; {done}. The rate is hardly the "
+                "cause: look for NaN in a batch, for a loss that is infinite for some inputs, "
+                "and for overflow in half precision."
+            )
+        warnings.warn(
+            f"{said}: {done}, and the learning rate is {self._applied:.3g}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
-    def _apply(self) -> None:
+    def _apply(self, again: bool = False) -> None:
         """Give the parameter groups their rates; groups added meanwhile keep their ratio."""
         groups = self.optimizer.param_groups
         for group in groups[len(self._ratios) :]:
             self._ratios.append(float(group["lr"]) / self._applied)
         lr = self._rate()
-        if self._applied != lr:
+        if self._applied != lr or again:
             self._applied = lr
             set_rates(self.optimizer, self._applied, self._ratios)
             self._last_lr = [lr * ratio for ratio in self._ratios]
@@ -276,27 +293,6 @@ class ExpTestLR(LRScheduler):
     def _take(self) -> Snapshot:
         assert self._model is not None  # callers have checked
         return Snapshot([self._model], self.optimizer, self._snapshot_device)
-
-    def _restore(self) -> None:
-        """Go back to the snapshot, or say that there is none."""
-        said = f"the loss of step {self.last_epoch} was not finite"
-        if self._snapshot is not None:
-            self._snapshot.restore()
-            done = "weights and optimiser are back at the last snapshot"
-        else:
-            done = "the weights stay as they are, as there is no snapshot (give model=)"
-        if self._max_restores is not None and self._restored > self._max_restores:
-            raise NoLearningRateError(
-                f"{said}, for the {self._restored}th time without a whole window in between, "
-                f"and now at a rate of {self._tuner.lr:.3g}; {done}. The rate is hardly the "
-                "cause: look for NaN in a batch, for a loss that is infinite for some inputs, "
-                "and for overflow in half precision."
-            )
-        warnings.warn(
-            f"{said}: {done}, and the learning rate is {self._tuner.lr:.3g}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it needs to go on exactly, also in the middle of a window.
@@ -362,8 +358,7 @@ class ExpTestLR(LRScheduler):
             self._losses.add(loss)
         self._applied = math.nan
         self._cools = tuner.cooldown > 0
-        self._plan()
-        self._due -= len(unread)
+        self._due = min(max(tuner.window - in_window - len(unread), 1), _AT_LEAST_EVERY)
         self._apply()
         self._snapshot = snapshot
         self._await_snapshot()
