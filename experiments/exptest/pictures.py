@@ -16,6 +16,7 @@ import numpy as np
 from baselines import CONSTANTS, GRID
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from tasks import DEPTHS, WIDTHS
 
 Cells = Mapping[tuple[str, str, int], Mapping[str, Any]]
@@ -95,9 +96,17 @@ def _losses(axes: Axes, cells: Cells, task: str) -> None:
         _band(axes, curves, epochs, color=shade, lw=1, label=f"constant {rate:g}")
     style = {"color": EXPTEST_COLOUR, "lw": 2.2, "label": "exptest"}
     _band(axes, _curves(cells, task, "exptest", "loss_curve"), epochs, **style)
-    axes.set_yscale("log")
+    _log_axis(axes)
     axes.set_ylim(*_range(cells, task))
     axes.set_title(f"{task} ({seeds} seeds)", fontsize=10)
+
+
+def _log_axis(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers at 1, 2 and 5."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _range(cells: Cells, task: str) -> tuple[float, float]:
@@ -123,7 +132,7 @@ def _rates(axes: Axes, cells: Cells, task: str) -> None:
             "best constant", (0.02, float(np.exp(np.mean(np.log(chosen))))),
             xycoords=("axes fraction", "data"), fontsize=7, va="bottom",
         )  # fmt: skip
-    axes.set_yscale("log")
+    _log_axis(axes)
     axes.set_xlabel("epoch")
 
 
@@ -144,7 +153,10 @@ def lattice(cells: Cells) -> Figure | None:
     for axes in grid[:, 0]:
         axes.set_ylabel("test mean squared error")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        once.values(), once.keys(), loc="outside upper center", ncols=3, fontsize=9, frameon=False
+    )
     return figure
 
 
@@ -173,8 +185,8 @@ def _lattice_panel(axes: Axes, cells: Cells, task: str) -> None:
                 record["lr"], y, "*", color=EXPTEST_COLOUR, ms=11, mec="white", label="exptest"
             )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_ylim(0.03, 2.6)
+    _log_axis(axes)
+    axes.set_ylim(0.15, 2.6)
     axes.grid(alpha=0.25)
 
 

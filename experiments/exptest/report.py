@@ -24,6 +24,7 @@ from study import RECORDS, Record, read
 HERE = Path(__file__).parent
 ORACLE, EXPTEST = "oracle", "exptest"
 SGD_DEFAULT = "sgd-default"
+BASES = {EXPTEST: "plain SGD", "exptest-momentum": "momentum .9", "exptest-adam": "Adam"}
 VARIANTS = ("exptest-open", "ladder", "tuner-oracle", "exptest-momentum", "exptest-adam")
 Cells = dict[tuple[str, str, int], Record]
 
@@ -41,10 +42,10 @@ def gather(records: Iterable[Record]) -> Cells:
     return cells
 
 
-def compared() -> list[str]:
-    """The methods that are ranked, exptest's variants left out."""
+def compared(exptest: str = EXPTEST) -> list[str]:
+    """The methods that are ranked; exptest's variants are left out, or one takes its place."""
     names = [name for name in methods() if name not in CONSTANTS and name not in VARIANTS]
-    return [ORACLE, EXPTEST, SGD_DEFAULT, *(n for n in names if n != EXPTEST)]
+    return [ORACLE, exptest, SGD_DEFAULT, *(n for n in names if n != EXPTEST)]
 
 
 def cost(record: Record) -> int:
@@ -173,15 +174,16 @@ def targets(cells: Cells) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _rank_target(cells: Cells) -> list[tuple[str, str, bool]]:
-    average = average_ranks(ranks(cells, compared()))
-    if not average:
-        return []
-    others = {n: v for n, v in average.items() if n not in (ORACLE, EXPTEST)}
-    second = min(others, key=lambda n: others[n])
-    text = f"{average[EXPTEST]:.2f}; the best of the others: {second}, {others[second]:.2f}"
-    met = average[EXPTEST] < others[second]
-    return [("average rank ahead of every baseline but the oracle", text, met)]
+def _rank_target(cells: Cells) -> Iterator[tuple[str, str, bool]]:
+    for ours, base in BASES.items():
+        average = average_ranks(ranks(cells, compared(ours)))
+        if not average:
+            continue
+        others = {n: v for n, v in average.items() if n not in (ORACLE, ours)}
+        second = min(others, key=lambda n: others[n])
+        text = f"{average[ours]:.2f}; the best of the others: {second}, {others[second]:.2f}"
+        target = f"average rank ahead of every baseline but the oracle, {base}"
+        yield target, text, average[ours] < others[second]
 
 
 def average_ranks(by_task: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -206,15 +208,20 @@ def markdown(cells: Cells) -> str:
         "distance of the test metric from the oracle's on the same seed (+ is better than it).",
         "",
         *_targets_table(cells),
-        *_ranks_table(cells, compared(), "Average ranks"),
+        *(
+            line
+            for ours, base in BASES.items()
+            for line in _ranks_table(cells, compared(ours), f"Average ranks, exptest with {base}")
+        ),
         *_ranks_table(
             cells,
             [ORACLE, "cosine-oracle", EXPTEST, *VARIANTS],
-            "Average ranks among the variants of exptest (never mixed with those above)",
+            "Average ranks among the variants of exptest",
         ),
     ]
     for task in tasks_of(cells):
         lines += _task_table(cells, task)
+    lines += _lattice_table(cells)
     return "\n".join(lines) + "\n"
 
 
@@ -265,8 +272,38 @@ def _task_row(r: Row) -> str:
     )
 
 
+def _lattice_table(cells: Cells) -> Iterator[str]:
+    names = [t for t in dict.fromkeys(t for t, _, _ in cells) if t.startswith("lattice")]
+    if not names:
+        return
+    yield from ("## Lattice: width × depth", "")
+    yield (
+        "| width-depth | seeds | best constant that never diverged | its test mse "
+        "| exptest's rates | its test mse | search / run |"
+    )
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for task in names:
+        rates = dict.fromkeys(m for t, m, _ in cells if t == task and m.startswith("rate-"))
+        rows = [r for m in rates if (r := row(cells, task, m)) is not None and not r.diverged]
+        ours = row(cells, task, EXPTEST)
+        if ours is None or not rows:
+            continue
+        best = min(rows, key=lambda r: r.values["validation"][0])
+        chosen = sorted({f"{r['lr']:.2g}" for k, r in cells.items() if k[:2] == (task, EXPTEST)})
+        lost = f" ({ours.diverged} diverged)" if ours.diverged else ""
+        yield (
+            f"| {task.removeprefix('lattice-')} | {ours.seeds} | {best.rate:.3g} "
+            f"| {_pm(best.values['test'], 3)} | {', '.join(chosen)} "
+            f"| {_pm(ours.values.get('test'), 3)}{lost} | {ours.cost - 1:.1f} |"
+        )
+    yield ""
+
+
 def _pm(value: tuple[float, float] | None, digits: int) -> str:
-    return "" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+    if value is None:
+        return ""
+    error = "" if math.isnan(value[1]) else f" ± {value[1]:.{digits}f}"
+    return f"{value[0]:.{digits}f}{error}"
 
 
 def summary(cells: Cells) -> dict[str, Any]:
