@@ -57,9 +57,9 @@ class ExpTestScheduler(FIFOScheduler):
     * A loss that is not finite sends the trial back to its last checkpoint from before the
       window in which that happened, or to its beginning if it was the first window, with a
       smaller rate. Without such a checkpoint, or after `max_restores` times, it is stopped.
-    * A pause costs what Ray takes to resume a trial: some tenths of a second where actors are
-      reused (``reuse_actors=True``) and other trials wait, seconds where a process starts. Without
-      reuse, a paused trial also stands in line behind those that Ray has already staged.
+    * A pause costs what Ray takes to resume a trial: hundredths of a second where actors are
+      reused (``reuse_actors=True``) while other trials wait, else seconds, as a process starts.
+      Without reuse, a paused trial also stands in line behind all that Ray has staged.
 
     It touches no searcher and so goes with each, and needs no metric. With `ExpTestSearch`
     it also ends the rungs of the ladder, and cancels those that were begun ahead once the
