@@ -207,6 +207,7 @@ class LossMonitor:
         finite = not test.diverged and len(end) > 0
         return {
             **test.statistics(),
+            "transform": self._transform,
             "steps": len(losses),
             "diverged": test.diverged,
             "end_loss": math.fsum(end) / len(end) if finite else None,

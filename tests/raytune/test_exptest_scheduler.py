@@ -233,6 +233,21 @@ def test_without_a_rate_a_trial_is_left_alone(
     assert run.trial.config == config
 
 
+def test_statistics_of_another_transform_are_not_mixed(storage: Any, caplog: Any) -> None:
+    for transform, said in (("log", ["CONTINUE"] * 2), ("identity", ["PAUSE", "CONTINUE"])):
+        run = Run(storage, transform=transform)
+        monitor = LossMonitor(run.trial.config, transform="identity")
+        made = []
+        for iteration in (1, 2):
+            for _ in range(40):
+                monitor.step(-1.0)
+            result = {"training_iteration": iteration, "should_checkpoint": True}
+            result |= monitor.report()
+            made.append(run.controller.report(run.scheduler, run.trial, result))
+        assert made == said
+    assert "tests its losses by transform='identity', not 'log'" in caplog.text
+
+
 def test_a_decay_waits_for_a_checkpoint_and_tests_nothing_in_between(
     storage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -191,6 +191,10 @@ class ExpTestScheduler(FIFOScheduler):
         if statistics is None or iteration is None:
             self._say_once(trial, "reports no statistics of its losses (see tune_ext.LossMonitor)")
             return None
+        transform, ours = statistics.get("transform"), self._options["transform"]
+        if transform not in (None, ours):
+            self._say_once(trial, f"tests its losses by transform={transform!r}, not {ours!r}")
+            return None
         path = rate_path(trial.config, self.lr)
         rate = rate_in(trial.config, path)
         rate = rate if isinstance(rate, float) else as_number(statistics.get("lr"))
