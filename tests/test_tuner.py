@@ -156,11 +156,7 @@ def test_the_floor_is_reached_by_a_constant_loss():
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 1e-2)])
 @pytest.mark.parametrize("correction", ["spending", "none"])
 def test_momentum_and_weight_decay_do_not_break_it(momentum, weight_decay, correction):
-    """SGD on a noisy least-squares problem; seeds are fixed.
-
-    The excess loss falls a hundred times, and is not above that of the constant rate by more
-    than the slowest mode explains.
-    """
+    """Noisy least squares: the excess loss falls a hundred times; fixed seeds."""
     root = np.sqrt(np.geomspace(1.0, 0.05, 10))
     for seed in range(3):
         rng = np.random.default_rng(seed)
