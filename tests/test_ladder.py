@@ -155,6 +155,28 @@ def test_a_rung_that_passes_by_chance_decides_nothing_before_something_was_learn
     assert min(asked) >= -1 - PATIENCE
 
 
+def test_noise_does_not_end_the_climb_before_something_was_learnt():
+    """Rates far too small, other batches in each rung: one of them ends low by chance."""
+    ends = {0: 2.31, -1: 2.30, -2: 2.27, 1: 2.32, 2: 2.33, 3: 2.34, 4: 2.33}
+
+    def result(i: int) -> RungResult:
+        if i > 7:
+            return DIVERGED
+        return failing(ends.get(i, 2.32), 0.006, 2.32) if i < 6 else passing(9 - i, 0.01, 2.32)
+
+    ladder = Ladder(1e-6)
+    solve(ladder, result)
+    assert ladder.best.index == 7
+
+
+def test_rungs_that_all_end_above_where_they_began_do_not_end_the_descent():
+    """Rates far too large: each decays from a peak, and the heights are those of chance."""
+    ends = {0: 30.0, 1: 200.0, -1: 3.0, -2: 9.0, -3: 25.0, -4: 40.0, -5: 3.5, -6: 1.5, -7: 1.3}
+    ladder = Ladder(100.0)
+    solve(ladder, lambda i: passing(ends.get(i, 1.4 if i < 0 else 900.0), 0.01, 2.3))
+    assert ladder.best.index == -7
+
+
 def test_a_rung_that_decays_from_its_own_peak_does_not_pass():
     peak = RungResult("decaying", 0.0, -0.2, 50.0, 60, rose=True, first_loss=2.3)
     assert not peak.passes

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tune_ext._rung import RungResult
+from tune_ext._rung import LAST, RungResult
 
 __all__ = ["BROKEN", "Rules", "Step", "Walk", "likely_next", "walk"]
 
@@ -125,9 +125,13 @@ class Walk:
             return False
         row = 0
         known = {**self.seen, index: result}
-        while index - row in known and self._above_a_smaller(index - row, known[index - row]):
+        while index - row in known and self._too_large(index - row, known[index - row]):
             row += 1
         return row < self._patience
+
+    def _too_large(self, index: int, result: RungResult) -> bool:
+        """Whether it ends above a smaller rate, and not by chance."""
+        return self._above_a_smaller(index, result) and (self._learnt or _raised(result))
 
     @property
     def _learnt(self) -> bool:
@@ -143,7 +147,8 @@ class Walk:
         if self.best is None or _end(result) <= _end(self.seen[self.best]):
             self._no_better = 0
             return _outcome(result) + ": further down"
-        self._no_better += 1
+        # As long as all end above where they began, none is a best that others may be held to.
+        self._no_better += _end(self.seen[self.best]) <= _first(self.seen[self.best])
         self.down_open = self._no_better < self._patience
         return f"{_outcome(result)}, and ends above the best so far: " + (
             "further down, as nothing was learnt yet" if self.down_open else "the descent ends"
@@ -246,18 +251,35 @@ def _outcome(result: RungResult) -> str:
     return "never below its first loss" if result.rose else "fails"
 
 
+def _first(result: RungResult) -> float:
+    return math.inf if result.first_loss is None else result.first_loss
+
+
 def _learnt(result: RungResult) -> bool:
     """Whether it passes, not by chance, and ends well below where it began."""
-    first = result.first_loss
-    lower = first is None or _end(result) < first - (1 - LEARNT) * abs(first)
+    first = _first(result)
+    lower = math.isinf(first) or _end(result) < first - (1 - LEARNT) * abs(first)
     return result.passes and result.p_value < CHANCE and lower
+
+
+def _raised(result: RungResult) -> bool:
+    """Whether it ends clearly above its first loss, which has the spread of a single one."""
+    if result.first_loss is None:
+        return True
+    single = result.end_error * math.sqrt(max(result.steps // LAST, 1))
+    return _above((_end(result), single), (result.first_loss, 0.0))
 
 
 def _clearly_above(result: RungResult, other: RungResult) -> bool:
     """Whether `result` ends above `other` by more than chance would explain."""
     if other.broken or other.end_loss is None or result.end_loss is None:
         return False
-    a, b = result.end_loss, other.end_loss
+    return _above((result.end_loss, result.end_error), (other.end_loss, other.end_error))
+
+
+def _above(loss: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether a loss, with its standard error, is clearly above another."""
+    (a, e), (b, f) = loss, other
     if a > b > 0:  # as losses scale, so do their errors
-        return math.log(a / b) > CLEARLY * math.hypot(result.end_error / a, other.end_error / b)
-    return a - b > CLEARLY * math.hypot(result.end_error, other.end_error)
+        return math.log(a / b) > CLEARLY * math.hypot(e / a, f / b)
+    return a - b > CLEARLY * math.hypot(e, f)

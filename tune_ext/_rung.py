@@ -16,11 +16,12 @@ from tune_ext._checks import as_number, check_choice, check_count, check_positiv
 from tune_ext._decay_test import DecayTest, Verdict
 from tune_ext.errors import InvalidTypeError, StateError
 
-__all__ = ["Rung", "RungResult", "RungTest"]
+__all__ = ["LAST", "Rung", "RungResult", "RungTest"]
 
 _VERDICTS = ("decaying", "not decaying", "diverged")
 _VERSION = 1
-_END = 5  # the end loss is the mean of the last fifth of the losses
+LAST = 5
+"""The end loss is the mean of the last fifth of the losses."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class RungTest:
         self.alpha = check_positive("alpha", alpha, below=1.0)
         self._options = {"autocorrelation": autocorrelation, "transform": transform}
         self._test = DecayTest(self.alpha, autocorrelation=autocorrelation, transform=transform)
-        self._last: deque[float] = deque(maxlen=max(1, self.steps // _END))
+        self._last: deque[float] = deque(maxlen=max(1, self.steps // LAST))
         self._first: float | None = None
         self._fell = False
 
