@@ -238,7 +238,7 @@ def _plateau_ranged(prepared: Prepared, known: Known) -> Outcome:
 
 def _exptest(
     make: Any = torch.optim.SGD, *, search: bool = True, tune: bool = True, horizon: bool = True,
-    rung_steps: int = RUNG_STEPS, **options: Any,
+    **options: Any,
 ) -> Any:  # fmt: skip
     """find_lr and ExpTestLR, or one of the two.
 
@@ -247,7 +247,6 @@ def _exptest(
         search: Whether the ladder finds the rate; else the oracle's is taken.
         tune: Whether tests lower the rate; else it is constant.
         horizon: Whether the length of the run is known to the tests.
-        rung_steps: Steps of a rung.
         **options: Of the optimiser.
     """
 
@@ -257,7 +256,7 @@ def _exptest(
             try:
                 found = find_lr(
                     network, prepared.task.loss_fn, prepared.batches(), optimizer=make,
-                    optimizer_kwargs=options, steps=rung_steps,
+                    optimizer_kwargs=options, steps=RUNG_STEPS,
                 )  # fmt: skip
             except NoLearningRateError as error:
                 return Outcome(details={"error": str(error)})
@@ -341,14 +340,13 @@ def methods() -> dict[str, Method]:
 
 
 LATTICE_GRID = tuple(10 ** (k / 2) for k in range(-8, 1))
-LATTICE_RUNG_STEPS = 30
 
 
 def lattice_methods() -> dict[str, Method]:
-    """Rates half a decade apart, and ExpTest with short rungs, for the lattice."""
+    """Rates half a decade apart, and ExpTest, for the lattice."""
     found = {
         f"rate-{rate:.3g}": Method(f"SGD, constant rate {rate:.3g}", _constant(rate))
         for rate in LATTICE_GRID
     }
-    found["exptest"] = Method("find_lr + ExpTestLR", _exptest(rung_steps=LATTICE_RUNG_STEPS))
+    found["exptest"] = Method("find_lr + ExpTestLR", _exptest())
     return found

@@ -289,8 +289,9 @@ def _lattice_table(cells: Cells) -> Iterator[str]:
         if ours is None or not rows:
             continue
         best = min(rows, key=lambda r: r.values["validation"][0])
-        chosen = sorted({f"{r['lr']:.2g}" for k, r in cells.items() if k[:2] == (task, EXPTEST)})
-        lost = f" ({ours.diverged} diverged)" if ours.diverged else ""
+        found = [r["lr"] for k, r in sorted(cells.items()) if k[:2] == (task, EXPTEST)]
+        chosen = dict.fromkeys("none" if lr is None else f"{lr:.2g}" for lr in found)
+        lost = f" ({ours.diverged} without a result)" if ours.diverged else ""
         yield (
             f"| {task.removeprefix('lattice-')} | {ours.seeds} | {best.rate:.3g} "
             f"| {_pm(best.values['test'], 3)} | {', '.join(chosen)} "
