@@ -198,6 +198,33 @@ def test_gradients_that_others_hold_keep_their_values():
     assert torch.equal(held, value)
 
 
+def test_a_rung_that_thaws_a_layer_finds_it_frozen_again():
+    model, found = counting(), []
+
+    def forward(model, batch):
+        found.append(model.frozen.weight.requires_grad)
+        model.frozen.requires_grad_(True)
+        return functional.cross_entropy(model(batch[0]), batch[1])
+
+    search = find_lr(model, None, loader(), steps=5, forward=forward)
+    assert found.count(False) == len(search.rungs)
+    assert not model.frozen.weight.requires_grad
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_trains_and_its_parts_stay_as_they_are(training):
+    model, modes = counting(), []
+    model.train(training)
+    model.norm.eval()
+
+    def forward(model, batch):
+        modes.append((model.training, model.body[1].training, model.norm.training))
+        return functional.cross_entropy(model(batch[0]), batch[1])
+
+    find_lr(model, None, loader(), steps=5, forward=forward)
+    assert set(modes) == {(True, True, not training)}
+
+
 # --- rungs are comparable ------------------------------------------------------------------
 
 
@@ -399,7 +426,8 @@ def test_mixed_precision(autocast):
     assert half.lr / single.lr == pytest.approx(1, abs=0.7)  # the same rung, or its neighbour
 
 
-def test_gradients_are_clipped():
+@pytest.mark.parametrize("autocast", [None, torch.float16])
+def test_gradients_are_clipped(autocast):
     model, norms = linear(), []
 
     def make(parameters):
@@ -409,8 +437,11 @@ def test_gradients_are_clipped():
         )
         return optimizer
 
-    find_lr(model, functional.cross_entropy, loader(), optimizer=make, steps=5, clip_norm=0.01)
-    assert max(norms) == pytest.approx(0.01, rel=1e-4)
+    find_lr(
+        model, functional.cross_entropy, loader(), optimizer=make, steps=5, clip_norm=0.01,
+        autocast=autocast,
+    )  # fmt: skip
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_batches_of_any_kind_go_through_forward():
@@ -603,6 +634,7 @@ def test_plot_needs_matplotlib_and_rungs(tmp_path, monkeypatch):
     figure = search.plot(tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
     curves, ends = figure.axes
+    assert sum(line.get_linewidth() > 2 for line in curves.lines) == 1
     assert len(curves.lines) == len(search.rungs)
     assert sorted(line.get_xdata()[0] for line in ends.lines)[-1] == max(r.lr for r in search.rungs)
     with pytest.raises(InvalidValueError, match="given"):
