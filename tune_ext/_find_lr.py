@@ -72,7 +72,8 @@ def find_lr(
 
     Every rung starts from the same weights, optimiser state and random state, and sees the
     same ``steps × accumulate`` batches, which are drawn from the loader once and kept in
-    memory where the loader put them. A shorter loader is run through again.
+    memory where the loader put them. A shorter loader is run through again. While it runs, the
+    parameters, the buffers and the optimiser's state are there twice.
 
     Afterwards everything is as it was, also after an exception: parameters, buffers,
     gradients, flags (``training``, ``requires_grad``) and plain attributes of the model and of a
