@@ -47,7 +47,10 @@ def main(home: Path, kind: str) -> None:
                 name=experiment.name,
                 storage_path=str(home),
                 verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=trainable is Counter),
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=int(kind == "tuning"),
+                    checkpoint_at_end=trainable is Counter,
+                ),
             ),
         )
     results = tuner.fit()
@@ -60,7 +63,7 @@ def main(home: Path, kind: str) -> None:
 TRAINABLES = {
     "autohyper": Counter,
     "exptest": exptest_trainables.function,
-    "tuning": tuning_trainables.function,
+    "tuning": tuning_trainables.Class,
 }
 
 
