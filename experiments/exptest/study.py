@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,10 @@ def cells(
 
 @cache
 def _conditions() -> dict[str, Any]:
+    known = provenance()
+    del known["finished"]  # of this process's first cell, not of each
     return {
-        **provenance(),
+        **known,
         "threads": torch.get_num_threads(),
         "packages": _packages(),
     }
@@ -114,6 +117,7 @@ def train(prepared: Prepared, name: str, method: Method, known: Known) -> Record
         "batch_size": task.batch_size,
         "epochs": task.epochs,
         "early_stopping": task.early_stopping,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "conditions": _conditions(),
     }
 
