@@ -46,14 +46,17 @@ class Ladder:
       that ends clearly above a smaller rate (by three standard errors) does.
     * Without an effect of the rate one rung in twenty passes by chance. Until a rung has learnt
       something (passes with p < 0.001 and ends below 0.9 of its first loss) the ladder goes in
-      both directions in turns, and a direction ends after three worse rungs in a row.
+      both directions in turns. The climb then ends after three rungs in a row that end clearly
+      above a smaller rate and above their own first loss, the descent after three that are no
+      better than one which got below its first loss.
     * A loss that decays from a peak that the rate itself made, and never gets below its first
       value, does not pass. Rungs that fail before any has passed do not end the descent.
 
-    Measured with linear, shallow and deep networks on Fashion-MNIST (SGD, Adam, batches of 8
-    and 128, the same or other batches in each rung): 3 to 5 rungs from the bound itself mostly
-    (12 at most, for a deep network and batches of 8); a bound that is 10⁴ times too small or too
-    large takes 8 to 25 rungs, and the choice is within a rung of the one found from the bound.
+    Measured on 420 ladders of networks with none to four hidden layers
+    (experiments/exptest/wrong_bounds.py): 4 rungs from the bound itself, 7 at most; from one
+    that is 10⁴ times too small or too large 15 and 12, 24 at most. What is chosen then is 0.3
+    rungs away, 1.7 at most, and ends as low (at most 1.5 times higher, where each rung sees
+    other batches).
 
     Which rungs are needed and which is chosen depends on the results alone: not on how many
     rungs were asked for at once, nor on the order of their results.
