@@ -23,6 +23,7 @@ EXACT_BITS = 1074
 """Fraction bits that hold every double exactly: 2^−1074 is the smallest."""
 
 _LIMBS, _LIMB = 4, 22
+_SHORT = 80  # below it Python's integers are faster than as many calls of numpy as there are limbs
 _CHUNK = 1 << 13  # t² · limb has 26 + 21 bits, and the sum of 2^13 of them stays below 2^63
 
 
@@ -109,19 +110,7 @@ def fixed(value: float, bits: int) -> int:
 
 def sum_any(values: NDArray[np.float64]) -> Sums:
     """The sums of any finite numbers, in units of 2^−1074."""
-    y = [fixed(v, EXACT_BITS) for v in values.tolist()]
-    if not y:
-        return Sums()
-    return Sums(
-        len(y),
-        sum(y),
-        sum(t * v for t, v in enumerate(y)),
-        sum(t * t * v for t, v in enumerate(y)),
-        sum(v * v for v in y),
-        sum((b - a) ** 2 for a, b in pairwise(y)),
-        y[0],
-        y[-1],
-    )
+    return _sum_integers([fixed(v, EXACT_BITS) for v in values.tolist()])
 
 
 def sum_small(values: NDArray[np.float64]) -> Sums:
@@ -132,7 +121,25 @@ def sum_small(values: NDArray[np.float64]) -> Sums:
     return sums
 
 
+def _sum_integers(y: list[int]) -> Sums:
+    if not y:
+        return Sums()
+    ty = [t * v for t, v in enumerate(y)]
+    return Sums(
+        len(y),
+        sum(y),
+        sum(ty),
+        sum([t * v for t, v in enumerate(ty)]),
+        sum([v * v for v in y]),
+        sum([(b - a) ** 2 for a, b in pairwise(y)]),
+        y[0],
+        y[-1],
+    )
+
+
 def _sum_chunk(values: NDArray[np.float64]) -> Sums:
+    if len(values) < _SHORT:  # the same integers: a power of 2 scales exactly
+        return _sum_integers([round(v) for v in (values * 2.0**FAST_BITS).tolist()])
     limbs = _split(values)
     t = np.arange(len(values))
     return Sums(

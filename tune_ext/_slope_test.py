@@ -98,59 +98,78 @@ def corrected_p_value(statistics: Statistics) -> tuple[Array, Array]:
 
 
 class Fit:
-    """The least-squares line and parabola through exact sums of at least two numbers."""
+    """The least-squares line and parabola through exact sums of at least two numbers.
+
+    Every quantity is held as an integer, multiplied by whatever it would otherwise be divided by:
+    `fractions.Fraction` reduces at every step and takes ten times as long.
+    """
 
     def __init__(self, sums: Sums) -> None:
         n = sums.n
         self.sums = sums
-        self.b = sums.sty / Fraction(n * (n**2 - 1), 12)
-        self.explained = self.b * sums.sty
-        self.line = sums.syy - self.explained  # Σ of the squared residuals of the line
+        self._a = 2 * sums.ty - (n - 1) * sums.y  # 2 Σ u_t y_t
+        # n (n² − 1) Σ of the squared residuals of the line
+        self.line = (n**2 - 1) * (n * sums.yy - sums.y**2) - 3 * self._a**2
+
+    @property
+    def b(self) -> Fraction:
+        """The slope of the line."""
+        return Fraction(6 * self._a, self.sums.n * (self.sums.n**2 - 1))
 
     def t_line(self) -> float:
-        return self._root((self.sums.n - 2) * self.explained, self.line)
+        return self._sign(_root(3 * (self.sums.n - 2) * self._a**2, self.line))
 
     def statistics(self) -> Statistics:
         s, n = self.sums, self.sums.n
-        c = s.sqy / Fraction(n * (n**2 - 1) * (n**2 - 4), 180)
-        left = self.line - c * s.sqy
+        k = 6 * s.tty - 6 * (n - 1) * s.ty + (n - 1) * (n - 2) * s.y  # 6 Σ q_t y_t
+        left = (n**2 - 4) * self.line - 5 * k**2  # of the parabola, times n (n² − 1) (n² − 4)
         rise = s.last - s.first
-        spread = s.dd - Fraction(rise**2, n - 1)
+        drift = _root((n - 2) * rise**2, (n - 1) * s.dd - rise**2)
         return Statistics(
             n,
             self.t_line(),
-            self._root((n - 3) * self.explained, left),
-            _root((n - 2) * Fraction(rise**2, n - 1), spread) * (-1 if rise < 0 else 1),
-            1.0 if left <= 0 else 1.0 - to_float(self._changes(c) / (2 * left)),
+            self._sign(_root(3 * (n - 3) * (n**2 - 4) * self._a**2, left)),
+            -drift if rise < 0 else drift,
+            1.0 if left <= 0 else 1.0 - self._changes(k, left),
         )
 
-    def _changes(self, c: Fraction) -> Fraction:
-        """Σ(e_t − e_{t−1})² + e_first² + e_last² = 2 Σe² − 2 Σ e_t e_{t−1} of the parabola."""
-        s, n, b = self.sums, self.sums.n, self.b
-        along = b * (s.last - s.first) + c * (n * (s.first + s.last) - 2 * s.y)
-        squares = (n - 1) * b**2 + c**2 * Fraction(n * (n - 1) * (n - 2), 3)
-        bend = c * Fraction((n - 1) * (n - 2), 6) + Fraction(s.y, n)
-        tilt = b * Fraction(n - 1, 2)
-        ends = (s.first + tilt - bend) ** 2 + (s.last - tilt - bend) ** 2
-        return s.dd - 2 * along + squares + ends
+    def _changes(self, k: int, left: int) -> float:
+        """(Σ(e_t − e_{t−1})² + e_first² + e_last²) / 2 Σe² of the parabola's residuals.
 
-    def _root(self, numerator: Fraction, denominator: Fraction) -> float:
-        return _root(numerator, denominator) * (-1 if self.b < 0 else 1)
+        The numerator is 2 Σe² − 2 Σ e_t e_{t−1}; below it is multiplied by n² (n² − 1)² (n² − 4)².
+        """
+        s, n = self.sums, self.sums.n
+        e = (n**2 - 1) * (n**2 - 4)
+        d = n * e
+        b, c = 6 * (n**2 - 4) * self._a, 30 * k  # times d: coefficients of u and q
+        along = b * (s.last - s.first) + c * (n * (s.first + s.last) - 2 * s.y)
+        squares = (n - 1) * b**2 + c**2 * (n * (n - 1) * (n - 2) // 3)
+        bend = 5 * (n - 1) * (n - 2) * k + e * s.y
+        tilt = 3 * (n - 1) * (n**2 - 4) * self._a
+        ends = (d * s.first + tilt - bend) ** 2 + (d * s.last - tilt - bend) ** 2
+        return _ratio(d**2 * s.dd - 2 * d * along + squares + ends, 2 * d * left)
+
+    def _sign(self, size: float) -> float:
+        return -size if self._a < 0 else size
 
 
 def to_float(value: Fraction) -> float:
     """The nearest float; infinite beyond the largest."""
+    return _ratio(value.numerator, value.denominator)
+
+
+def _ratio(numerator: int, denominator: int) -> float:
     try:
-        return float(value)
+        return numerator / denominator
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if numerator > 0 else -math.inf
 
 
-def _root(numerator: Fraction, denominator: Fraction) -> float:
+def _root(numerator: int, denominator: int) -> float:
     """The root of a ratio of two numbers that are not negative; x/0 is infinite, 0/0 is 0.
 
     A sum of squares out of merged statistics, which are rounded, can be just below 0: that is 0.
     """
     if denominator <= 0:
         return math.inf if numerator > 0 else 0.0
-    return math.sqrt(to_float(numerator / denominator))
+    return math.sqrt(_ratio(numerator, denominator))
