@@ -27,7 +27,7 @@ PACKAGES = {
     "plateau-range-test": "torch_lr_finder",
 }
 OWN = (
-    *("constant-0.01", "adam-default", "plateau-default", "cosine-oracle"),
+    *("constant-0.01", "cooled-0.01", "adam-default", "plateau-default", "cosine-oracle"),
     *("exptest", "exptest-open", "ladder", "tuner-oracle", "exptest-momentum", "exptest-adam"),
 )
 

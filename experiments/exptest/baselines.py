@@ -50,6 +50,8 @@ def _constant_name(rate: float) -> str:
 
 
 CONSTANTS = tuple(_constant_name(rate) for rate in GRID)
+COOLED = tuple(f"cooled-{rate:g}" for rate in GRID)
+COOLDOWN = 0.2
 
 
 def better(metric: str, a: float | None, b: float | None) -> bool:
@@ -59,10 +61,10 @@ def better(metric: str, a: float | None, b: float | None) -> bool:
     return a > b if metric == "accuracy" else a < b
 
 
-def oracle(known: Known, metric: str) -> str:
-    """The constant rate of the grid with the best validation metric."""
-    best = CONSTANTS[0]
-    for name in CONSTANTS[1:]:
+def oracle(known: Known, metric: str, grid: tuple[str, ...] = CONSTANTS) -> str:
+    """The method of the grid (of constant rates) with the best validation metric."""
+    best = grid[0]
+    for name in grid[1:]:
         values = (known[n]["metrics"].get("validation") for n in (name, best))
         if better(metric, *values):
             best = name
@@ -93,6 +95,23 @@ def _cosine(prepared: Prepared, known: Known) -> Outcome:
     outcome = run(prepared, network, optimizer, Hooks(step=lambda loss: schedule.step()))
     outcome.lr, outcome.search_steps = rate, cost
     return outcome
+
+
+def _cooled(rate: float) -> Any:
+    """A rate of the grid with exptest's cool-down at its latest, but without a test."""
+
+    def train(prepared: Prepared, known: Known) -> Outcome:
+        network = prepared.network()
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+        cooling = COOLDOWN * prepared.steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (prepared.steps - step) / cooling)
+        )
+        outcome = run(prepared, network, optimizer, Hooks(step=lambda loss: schedule.step()))
+        outcome.lr = rate
+        return outcome
+
+    return train
 
 
 def _own(make: Callable[[Any], torch.optim.Optimizer]) -> Any:
@@ -336,6 +355,9 @@ def methods() -> dict[str, Method]:
     )
     found["exptest-momentum"] = Method("exptest, SGD with momentum .9", _exptest(momentum=0.9))
     found["exptest-adam"] = Method("exptest, Adam", _exptest(torch.optim.Adam))
+    for name, rate in zip(COOLED, GRID, strict=True):
+        text = f"SGD, rate {rate:g}, linear cool-down over the last fifth"
+        found[name] = Method(text, _cooled(rate))
     return found
 
 

@@ -196,7 +196,7 @@ def gaps(cells: Cells) -> Figure | None:
 
     tasks = [t for t in tasks_of(cells) if row(cells, t, ORACLE) is not None]
     names = [n for n in compared() if n != ORACLE]
-    names += ["exptest-open", "exptest-momentum", "exptest-adam"]
+    names += ["oracle-cooled", "exptest-open", "exptest-momentum", "exptest-adam"]
     if not tasks:
         return None
     figure, axes = plt.subplots(
