@@ -42,6 +42,8 @@ def test_the_page_has_table_verdict_failures_and_conditions(tmp_path):
     assert page.startswith("# The title\n")
     assert "| random | 30.50 ± 0.50 |" in page
     assert "Lowest mean test error: random" in page
+    assert "autohyper chooses by the response alone" in page
+    assert "exptest chooses" not in page
     assert "* autohyper, seed 1: why" in page
     assert "10 training epochs for each search" in page
     assert "(comparison.svg)" in page

@@ -61,12 +61,15 @@ def test_paired_difference_with_too_few_seeds():
 
 def test_the_verdict_tells_a_loss_as_plainly_as_a_win():
     ours, theirs = records("autohyper", [0.30, 0.31, 0.32]), records("random", [0.10, 0.11, 0.121])
-    lost = verdict(summarize(ours + theirs))
+    lost = verdict(summarize(ours + theirs), ours=("autohyper",))
     assert lost[0].startswith("Lowest mean test error: random, 11.03 %; next is autohyper")
     assert "exceeds the noise" in lost[0]
     assert lost[1].startswith("autohyper is number 2 of 2, 31.00 %, behind random.")
-    won = verdict(summarize(records("autohyper", [0.1, 0.1]) + records("random", [0.1, 0.3])))
-    assert len(won) == 1
+    assert len(verdict(summarize(ours + theirs))) == 1
+    best = summarize(records("autohyper", [0.1, 0.1]) + records("random", [0.1, 0.3]))
+    won = verdict(best, ours=("autohyper", "random"))
+    assert len(won) == 2
+    assert won[1].startswith("random is number 2 of 2")
     assert "autohyper, 10.00 %" in won[0]
     assert "does not exceed the noise" in won[0]
 

@@ -106,12 +106,16 @@ class Method:
         build: Builds the search; None for a method that does not search.
         needs: Modules that must be importable, each with what to install for it.
         unsuited: Why the method cannot search a task; None where it can.
+        chooses: What it chooses by, if that is not the validation error.
+        ours: Whether it is this package's: reports tell its place, also when it is the last.
     """
 
     description: str
     build: Callable[[Setup], Search] | None
     needs: Mapping[str, str] = field(default_factory=dict)
     unsuited: Callable[[Task], str | None] = lambda task: None
+    chooses: str | None = None
+    ours: bool = False
 
 
 def _random(setup: Setup) -> Search:
@@ -272,16 +276,24 @@ METHODS: dict[str, Method] = {
     "asha": Method("Ray's ASHA over random configurations", _asha),
     "hyperband": Method("Ray's HyperBandScheduler over random configurations", _hyperband),
     "bohb": Method("Ray's TuneBOHB with HyperBandForBOHB", _bohb, _HPBANDSTER),
-    "autohyper": Method("autoHyper: a trust region on the response of the network", _autohyper),
+    "autohyper": Method(
+        "autoHyper: a trust region on the response of the network",
+        _autohyper,
+        chooses="the response",
+        ours=True,
+    ),
     "exptest": Method(
         "ExpTest: a ladder of learning rates, tested for decay of the training loss",
         _exptest,
         unsuited=no_ladder,
+        chooses="the training loss of short runs",
+        ours=True,
     ),
     "exptest+random": Method(
         "random search of the other parameters; each trial finds its rate by ExpTest",
         _exptest_random,
         unsuited=_nothing_left,
+        ours=True,
     ),
 }
 

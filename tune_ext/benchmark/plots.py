@@ -13,7 +13,7 @@ from tune_ext.benchmark.stats import mean_curve, summarize
 
 __all__ = ["draw"]
 
-# Okabe and Ito's palette, told apart by people who are colour-blind; ours is the strongest.
+# Okabe and Ito's palette and some of Tol's, told apart by people who are colour-blind.
 _COLOURS = {
     "default": "#7f7f7f",
     "one-epoch": "#E69F00",
@@ -22,8 +22,10 @@ _COLOURS = {
     "hyperband": "#0072B2",
     "bohb": "#CC79A7",
     "autohyper": "#D55E00",
+    "exptest": "#882255",
+    "exptest+random": "#AA4499",
 }
-_OTHERS = ("#000000", "#F0E442", "#882255", "#44AA99", "#999933")
+_OTHERS = ("#000000", "#F0E442", "#44AA99", "#999933")
 
 
 def _colour(method: str, place: int) -> str:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from tune_ext.benchmark import plots
+from tune_ext.benchmark.methods import METHODS
 from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.stats import MethodSummary, summarize, verdict
 from tune_ext.errors import StateError
@@ -31,6 +32,8 @@ COLUMNS = (
     "chosen (median, range)",
     "failures",
 )
+
+_OURS = tuple(name for name, method in METHODS.items() if method.ours)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def build_report(records: Sequence[CellRecord]) -> list[TaskReport]:
                 options=dict(group[0].task["options"]),
                 records=tuple(group),
                 rows=tuple(table_rows(summaries)),
-                sentences=tuple(verdict(summaries)),
+                sentences=tuple(verdict(summaries, _OURS)),
                 failures=tuple(f"{s.method}, {why}" for s in summaries for why in s.failures),
             )
         )
@@ -140,13 +143,24 @@ def _conditions(part: TaskReport, study: dict[str, Any]) -> list[str]:
         f"Task options: {options}.",
         "",
         "The curves show the lowest validation error among all epochs trained so far. A method "
-        "need not choose by it: autohyper chooses by the response alone and sees no validation "
-        "data; the others recommend the trial with the lowest validation error at its last epoch.",
+        f"need not choose by it: {_choices(part)}the other searches recommend the trial with the "
+        "lowest validation error at its last epoch.",
         "",
         f"{versions}; {hardware.get('processor')}, {hardware.get('cores')} cores; "
         f"revision {', '.join(revisions)}.",
         "",
     ]
+
+
+def _choices(part: TaskReport) -> str:
+    """Which methods of the task choose by something else, as the beginning of a sentence."""
+    present = dict.fromkeys(r.method for r in part.records)
+    said = [
+        f"{name} chooses by {method.chooses} alone and sees no validation data; "
+        for name, method in METHODS.items()
+        if name in present and method.chooses is not None
+    ]
+    return "".join(said)
 
 
 def _picture(part: TaskReport, parts: Sequence[TaskReport]) -> str:

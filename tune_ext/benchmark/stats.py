@@ -8,7 +8,7 @@ compared by their differences on the same seed, because seeds are paired.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any
@@ -138,12 +138,12 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> PairedD
     return PairedDifference(mean, mean - half, mean + half, len(differences))
 
 
-def verdict(summaries: Sequence[MethodSummary], ours: str = "autohyper") -> list[str]:
+def verdict(summaries: Sequence[MethodSummary], ours: Collection[str] = ()) -> list[str]:
     """Sentences that say who is best, and how sure that is; losses as plainly as wins.
 
     Args:
         summaries: Of one task.
-        ours: The method whose place is told even when it is not the best.
+        ours: The methods whose place is told even when they are not the best.
     """
     ranked = sorted((s for s in summaries if s.test_error), key=lambda s: s.mean)
     if not ranked:
@@ -156,11 +156,12 @@ def verdict(summaries: Sequence[MethodSummary], ours: str = "autohyper") -> list
         f"next is {ranked[1].method} with {_percent(ranked[1].mean)}. "
         + _told(paired_difference(ranked[1].test_error, best.test_error))
     ]
-    place = [s.method for s in ranked].index(ours) if ours in [s.method for s in ranked] else 0
-    if place > 0:
-        difference = paired_difference(ranked[place].test_error, best.test_error)
+    for place, own in enumerate(ranked[1:], start=1):
+        if own.method not in ours:
+            continue
+        difference = paired_difference(own.test_error, best.test_error)
         sentences.append(
-            f"{ours} is number {place + 1} of {len(ranked)}, {_percent(ranked[place].mean)}, "
+            f"{own.method} is number {place + 1} of {len(ranked)}, {_percent(own.mean)}, "
             f"behind {', '.join(s.method for s in ranked[:place])}. "
             f"{_told(difference, against=best.method)}"
         )
