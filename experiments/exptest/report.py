@@ -20,6 +20,7 @@ import numpy as np
 from baselines import CONSTANTS, COOLED, methods, oracle
 from scipy.stats import rankdata
 from study import RECORDS, Record, read
+from tasks import tasks
 
 HERE = Path(__file__).parent
 ORACLE, EXPTEST = "oracle", "exptest"
@@ -153,8 +154,10 @@ def _badness(record: Record) -> float:
 
 
 def tasks_of(cells: Cells) -> list[str]:
-    """The tasks there are records of, without the lattice, in the order of the records."""
-    return [t for t in dict.fromkeys(t for t, _, _ in cells) if not t.startswith("lattice")]
+    """The tasks there are records of, without the lattice, in the order of tasks.py."""
+    order = {name: place for place, name in enumerate(tasks())}
+    found = {t for t, _, _ in cells if not t.startswith("lattice")}
+    return sorted(found, key=lambda t: (order.get(t, len(order)), t))
 
 
 # -- targets ------------------------------------------------------------------------------

@@ -251,8 +251,8 @@ def _images(options: Options) -> Iterator[Task]:
         "logistic": ("logistic regression", (784, 10)),
         "mlp": ("fully connected 784-128-128-10", (784, 128, 128, 10)),
     }
-    for size in (128, 256, 512):
-        for name, (text, layers) in models.items():
+    for name, (text, layers) in models.items():
+        for size in (128, 256, 512):
             yield Task(
                 f"{name}-{size}",
                 f"{text}, Fashion-MNIST, batches of {size}",
