@@ -181,7 +181,10 @@ def test_a_restored_experiment_goes_on_with_its_rates(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_driver_goes_on_with_its_rates(tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hold.write_text("9")
     drive(tmp_path, "tuning", more=8)
+    hold.unlink()
     before = len(notes(tmp_path))
     drive(tmp_path, "tuning", more=None)
     assert notes(tmp_path)[before]["started"] >= 2, "the rate had changed by then"
