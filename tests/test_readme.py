@@ -1,4 +1,4 @@
-"""The README's example runs as it stands (with fewer epochs and probes)."""
+"""The README's examples run as they stand (that for Ray with fewer epochs and probes)."""
 
 import os
 import re
@@ -20,8 +20,8 @@ def make_model():
 
 def make_loader():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(64, 1, 8, 8, generator=generator)
-    y = torch.randint(10, (64,), generator=generator)
+    x = torch.randn(256, 1, 8, 8, generator=generator)
+    y = torch.randint(10, (256,), generator=generator)
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=32)
 """
 
@@ -31,23 +31,40 @@ ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 1024**2)
 """
 
 
-def test_the_example_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    shorter = code.replace("AutoHyperSearch()", "AutoHyperSearch(max_probes=3)")
-    shorter = shorter.replace("probe_epochs=5, max_t=200", "probe_epochs=5, max_t=6")
-    shorter = shorter.replace("tune.loguniform(1e-7, 1e-1)", "1e-5")  # a constant: fewer probes
-    assert len(set(code.split()) - set(shorter.split())) >= 3
-    (tmp_path / "my_project.py").write_text(MY_PROJECT)
-    (tmp_path / "example.py").write_text(CLUSTER + shorter)
-    run = subprocess.run(
+def examples() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run(code: str, folder: Path) -> str:
+    (folder / "my_project.py").write_text(MY_PROJECT)
+    (folder / "example.py").write_text(code)
+    done = subprocess.run(
         [sys.executable, "example.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "RAY_USAGE_STATS_ENABLED": "0"},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
-    assert re.search(r"\{'lr': [0-9.e-]+\}", run.stdout)
-    assert "round" in run.stdout
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_the_example_in_torch_runs(tmp_path):
+    code, _ = examples()
+    said = run(code, tmp_path)
+    assert re.search(r"^[0-9.e-]+ after \d+ steps$", said, re.MULTILINE)
+    assert "window" in said
+    assert (tmp_path / "ladder.png").stat().st_size > 1000
+
+
+def test_the_example_in_ray_runs(tmp_path):
+    _, code = examples()
+    shorter = code.replace("AutoHyperSearch()", "AutoHyperSearch(max_probes=3)")
+    shorter = shorter.replace("probe_epochs=5, max_t=200", "probe_epochs=5, max_t=6")
+    shorter = shorter.replace("tune.loguniform(1e-7, 1e-1)", "1e-5")  # a constant: fewer probes
+    assert len(set(code.split()) - set(shorter.split())) >= 3
+    said = run(CLUSTER + shorter, tmp_path)
+    assert re.search(r"\{'lr': [0-9.e-]+\}", said)
+    assert "round" in said
