@@ -30,11 +30,12 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 def check_count(name: str, value: object, least: int = 1) -> int:
     """`value` as an int; an error that names it unless it is a whole number >= `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidTypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise InvalidValueError(f"{name} must be at least {least}, got {value!r}")
-    return value
+    count = int(value)  # configurations hold numpy's integers, which JSON does not know
+    if count < least:
+        raise InvalidValueError(f"{name} must be at least {least}, got {count}")
+    return count
 
 
 def check_positive(name: str, value: object, *, below: float) -> float:

@@ -161,7 +161,7 @@ class DecayTest:
         """
         values = _as_losses(losses)
         finite = np.isfinite(values)
-        if self._log:
+        if self._log and not self.diverged:
             negative = np.flatnonzero((values < 0) & finite)
             if len(negative) and finite[: negative[0]].all():
                 _refuse_negative(float(values[negative[0]]))

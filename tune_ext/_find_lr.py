@@ -57,6 +57,7 @@ def find_lr(
     accumulate: int = 1,
     autocast: Any = None,
     clip_norm: float | None = None,
+    transform: Literal["log", "identity"] = "log",
     device: torch.device | str | None = None,
     move: Callable[[Any, torch.device], Any] = move_to,
     callback: Callable[[LadderRung], object] | None = None,
@@ -109,6 +110,7 @@ def find_lr(
         autocast: A data type such as ``torch.bfloat16`` for `torch.autocast` on the device, or a
             context manager that can be entered again. Float16 scales the gradients.
         clip_norm: Clip the norm of the gradients, as `torch.nn.utils.clip_grad_norm_`.
+        transform: "log", or "identity" for losses that may be negative; see `tune_ext.DecayTest`.
         device: Where batches go; None for the device of the model's first parameter.
         move: From a batch and the device to the batch there; the default moves whatever has a
             method ``to``, also inside of lists, tuples and dictionaries.
@@ -137,6 +139,8 @@ def find_lr(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {model!r}")
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise InvalidTypeError(f"loader must be an iterable of batches, got {loader!r}")
     if forward is None and not callable(loss_fn):
         raise InvalidTypeError(f"loss_fn must be callable (or give forward=), got {loss_fn!r}")
     if loss is not None:
@@ -165,7 +169,8 @@ def find_lr(
             autocast=autocast,
             clip_norm=clip_norm,
         )
-        rungs = _climb(ladder, bench, training, callback, progress)
+        new_test = functools.partial(RungTest, steps, alpha, transform=transform)
+        rungs = _climb(ladder, bench, training, new_test, callback, progress)
     result = LadderResult(
         lr=math.nan if ladder.lr is None else ladder.lr,
         bound=ladder.bound,
@@ -221,6 +226,7 @@ def _climb(
     ladder: Ladder,
     bench: Workbench,
     training: RungTraining,
+    new_test: Callable[[], RungTest],
     callback: Callable[[LadderRung], object] | None,
     progress: bool,
 ) -> list[LadderRung]:
@@ -230,7 +236,7 @@ def _climb(
         while not ladder.finished:
             for rung in ladder.ask():
                 watch.begin(rung)
-                done.append(_train(rung, ladder, bench, training, watch.step))
+                done.append(_train(rung, new_test(), bench, training, watch.step))
                 ladder.tell(rung.index, done[-1].result)
                 watch.end(done[-1])
                 if callback is not None:
@@ -240,12 +246,11 @@ def _climb(
 
 def _train(
     rung: Rung,
-    ladder: Ladder,
+    test: RungTest,
     bench: Workbench,
     training: RungTraining,
     on_step: Callable[[], object],
 ) -> LadderRung:
-    test = RungTest(ladder.steps, ladder.alpha)
     losses: list[float] = []
     optimizer = bench.begin(rung.lr)
     try:
@@ -309,7 +314,7 @@ def _nothing(result: LadderResult) -> str:
     return (
         f"no learning rate passed; the ladder started at {result.bound:.3g} ({result.source}). "
         "Do the data, the loss or the weights contain NaN, is the loss too noisy for so few "
-        "steps (raise steps=), or is every step skipped?\n"
+        "steps (raise steps=), at its minimum already, or is every step skipped?\n"
         f"{result.explanation}"
     )
 

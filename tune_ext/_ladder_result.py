@@ -131,7 +131,7 @@ class LadderResult:
         if math.isfinite(self.lr):
             axes.axvline(self.lr, color="0.6", lw=1, zorder=0)
         axes.set_xscale("log")
-        if all((r.result.end_loss or 1.0) > 0 for r in rungs):
+        if all(r.result.end_loss is None or r.result.end_loss > 0 for r in rungs):
             axes.set_yscale("log")
         axes.set(xlabel="learning rate", ylabel="loss at the end", ylim=_limits(rungs))
         axes.set_title("filled: decays; hollow: does not; ×: diverged", fontsize=9)
@@ -139,8 +139,10 @@ class LadderResult:
 
 def _limits(rungs: list[LadderRung]) -> tuple[float, float]:
     """Around the losses that are worth seeing: a diverging rung may go to 1e30."""
-    first = max(abs(rung.losses[0]) for rung in rungs if math.isfinite(rung.losses[0]))
     finite = [loss for rung in rungs for loss in rung.losses if math.isfinite(loss)]
+    if not finite:
+        return 0.1, 1.0
+    first = max(abs(rung.losses[0]) for rung in rungs if math.isfinite(rung.losses[0]))
     lowest, highest = min(finite), min(max(finite), 5 * first)
     if lowest > 0:
         return lowest / 1.15, highest * 1.15

@@ -106,7 +106,7 @@ def _in_host_memory(tensor: Any) -> bool:
 def _number(loss: Any) -> float:
     if hasattr(loss, "item"):
         _check_one(loss, loss.numel() if hasattr(loss, "numel") else loss.size)
-        return float(loss.item())
+        loss = loss.item()
     if isinstance(loss, numbers.Real):
         return float(loss)
     raise InvalidTypeError(f"a loss must be a number or a tensor of one, got {loss!r}")

@@ -57,6 +57,7 @@ class RungResult:
         rose: Whether no later loss was below the first one. The loss then decayed, if it
             did, from a peak that the rate itself had made. Without any change of the loss
             this is so with probability 1/`steps` only.
+        first_loss: The loss of the first step; None if it is not known.
     """
 
     verdict: Verdict

@@ -33,9 +33,14 @@ READ_EVERY = 16
 def move_to(batch: Any, device: torch.device) -> Any:
     """A batch on `device`: whatever has a method ``to``, also inside of lists, tuples, dicts.
 
+    Tensors are copied, so that a model that changes its inputs in place does not change the batch
+    for the next rung.
+
     >>> move_to({"x": [torch.ones(1)], "name": "a"}, torch.device("meta"))["x"][0].device.type
     'meta'
     """
+    if isinstance(batch, Tensor):
+        return batch.to(device, copy=True)
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, dict):
@@ -275,6 +280,11 @@ class Workbench:
             )
         if options and not isinstance(optimizer, type):
             raise InvalidValueError("optimizer_kwargs are for a class; give them to the optimiser")
+        if "lr" in options:
+            raise InvalidValueError(
+                f"optimizer_kwargs has lr={options['lr']!r}, which is what is searched for: leave "
+                "it out (bound= says where to start)"
+            )
         self._make, self._options = optimizer, options
 
     def __enter__(self) -> Self:

@@ -75,6 +75,11 @@ def _fits(tensor: Tensor, kept: _Kept) -> bool:
     )
 
 
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether numbers share memory, as those of an expanded buffer: it cannot be written."""
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 def _packed(value: Any) -> Any:
     """Copies as dictionaries of a tensor and the name of its device, for `torch.save`."""
     if isinstance(value, _Kept):
@@ -211,10 +216,12 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back; any number of times."""
         for table, kept in self._tables:
-            table.clear()
-            table.update(kept)
+            now = dict(table)
+            if now.keys() != kept.keys() or any(now[name] is not kept[name] for name in kept):
+                table.clear()  # a scripted module cannot do that, nor does it ever have to
+                table.update(kept)
         for tensor, copy in self._tensors:
-            if _fits(tensor, copy):
+            if _fits(tensor, copy) and not _overlaps(tensor):
                 tensor.copy_(copy.copy)
             else:
                 tensor.data = copy.copy.to(copy.device, copy=True)
@@ -266,7 +273,9 @@ class Surroundings:
             (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
             for p in parameters
         ]
-        owners: list[Any] = [*_all_modules(modules)]
+        # A scripted module keeps its mode where `vars` does not show it.
+        self._modes = [(module, module.training) for module in _all_modules(modules)]
+        owners: list[Any] = [module for module, _ in self._modes]
         owners += [] if optimizer is None else [optimizer]
         self._plain = [
             (vars(owner), {k: v for k, v in vars(owner).items() if isinstance(v, _PLAIN)})
@@ -285,6 +294,9 @@ class Surroundings:
             if grad is not None and content is not None:
                 grad.detach().copy_(content)
             parameter.grad = grad
+        for module, training in self._modes:
+            if module.training != training:
+                module.training = training
         for attributes, plain in self._plain:
             added = attributes.keys() - plain.keys()
             for name in [n for n in added if isinstance(attributes[n], _PLAIN)]:

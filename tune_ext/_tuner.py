@@ -33,6 +33,7 @@ Kind = Literal["keep", "decay", "restore"]
 
 _VERSION = 1
 _COOLDOWN = 0.2  # experiments/exptest/tried.md; 0.3 and 0.5 are as good within 1 %
+_SMALLEST, _LONGEST = 1e-300, 2**53  # where hundreds of restores end: neither 0 nor infinite
 _LOOKS = 2  # of "spending": after T and, if need be, after 2·T steps
 
 
@@ -292,8 +293,8 @@ class Tuner:
         if kind == "decay" and self.cooldown:
             self._cooling_from = min(self._step, self._cooling_from)
         elif kind != "keep":
-            self._base_lr = max(self._base_lr * self.beta, self.min_lr)
-            self._window = math.ceil(self._window / self.beta)
+            self._base_lr = max(self._base_lr * self.beta, self.min_lr, _SMALLEST)
+            self._window = math.ceil(min(self._window / self.beta, _LONGEST))
         self._looked = 0
         self._note(kind, result)
         self._test.reset()

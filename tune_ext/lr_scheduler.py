@@ -250,11 +250,12 @@ class ExpTestLR(LRScheduler):
         said = f"the loss of step {self.last_epoch} was not finite"
         done = "weights and optimiser are back at the last snapshot"
         if self._snapshot is None:
-            done = "the weights stay as they are, as there is no snapshot (give model=)"
+            done = "the weights stay as they are, as there is no snapshot"
+            done += " (give model=)" if self._model is None else " before the first step"
         if self._max_restores is not None and self._restored > self._max_restores:
             raise NoLearningRateError(
-                f"{said}, for the {self._restored}th time without a whole window in between, "
-                f"and now at a rate of {self._applied:.3g}; {done}. The rate is hardly the "
+                f"{said} (time {self._restored} without a whole window in between), and the "
+                f"learning rate is {self._applied:.3g} now; {done}. The rate is hardly the "
                 "cause: look for NaN in a batch, for a loss that is infinite for some inputs, "
                 "and for overflow in half precision."
             )
@@ -268,7 +269,7 @@ class ExpTestLR(LRScheduler):
         """Give the parameter groups their rates; groups added meanwhile keep their ratio."""
         groups = self.optimizer.param_groups
         for group in groups[len(self._ratios) :]:
-            self._ratios.append(float(group["lr"]) / self._applied)
+            self._ratios.append(float(group["lr"]) / (self._applied or self._tuner.base_lr))
         lr = self._rate()
         if self._applied != lr or again:
             self._applied = lr
@@ -293,6 +294,15 @@ class ExpTestLR(LRScheduler):
     def _take(self) -> Snapshot:
         assert self._model is not None  # callers have checked
         return Snapshot([self._model], self.optimizer, self._snapshot_device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, with which the optimiser's hooks do not go."""
+        return {**vars(self), "_handle": self._handle is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _handle=None)
+        if state["_handle"]:
+            self._await_snapshot()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that it needs to go on exactly, also in the middle of a window.
