@@ -282,6 +282,14 @@ def test_a_loss_that_is_not_finite_is_divergence_until_the_reset(bad):
     assert (test.n, test.diverged) == (0, False)
 
 
+def test_after_a_divergence_no_loss_is_looked_at():
+    one, many = DecayTest(), DecayTest()
+    for loss in (math.nan, -1.0):
+        one.update(loss)
+        many.update_many([loss])
+    assert one.state_dict() == many.state_dict()
+
+
 def test_a_loss_of_zero_is_the_smallest_positive_double():
     losses = [1.0, 0.5, 0.0, 0.25]
     assert run(losses).result() == run([1.0, 0.5, math.ulp(0.0), 0.25]).result()

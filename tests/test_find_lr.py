@@ -7,7 +7,9 @@ import copy
 import itertools
 import math
 import random
+import warnings
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -541,6 +543,50 @@ def test_an_error_shows_the_rungs_when_none_passes():
     assert isinstance(error.value, TuneExtError | ArithmeticError)
 
 
+def test_losses_that_may_be_negative():
+    def loss(p, y):
+        return functional.cross_entropy(p, y) - 2.0
+
+    search = find_lr(linear(), loss, loader(), steps=STEPS, loss="cross_entropy",
+                     transform="identity")  # fmt: skip
+    plain = find_lr(linear(), functional.cross_entropy, loader(), steps=STEPS)
+    assert search.lr == plain.lr
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_scripted_model_is_as_it_was(training):
+    model = torch.jit.script(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)))
+    model.train(training)
+    before = copy.deepcopy(model.state_dict())
+    assert find_lr(model, functional.cross_entropy, loader(), steps=STEPS).lr > 0
+    assert same(model.state_dict(), before)
+    assert all(module.training == training for module in model.modules())
+
+
+def test_a_buffer_that_shares_its_memory_is_put_back():
+    model = linear()
+    model.register_buffer("shift", torch.ones(1).expand(3))
+    assert find_lr(model, functional.cross_entropy, loader(), steps=STEPS).lr > 0
+    assert torch.equal(model.shift, torch.ones(3))
+
+
+def test_inputs_that_the_model_changes_in_place():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = linear()
+
+        def forward(self, x):
+            return self.layer(x.mul_(0.5))
+
+    batches = list(loader())
+    before = copy.deepcopy(batches)
+    search = find_lr(InPlace(), functional.cross_entropy, batches, steps=STEPS)
+    assert len({rung.losses[0] for rung in search.rungs}) == 1
+    assert all(torch.equal(x, y) for x, y in zip(chain(*batches), chain(*before), strict=True))
+
+
 def test_a_model_that_refuses_nan_has_diverged():
     class Refusing(nn.Linear):
         def forward(self, x):
@@ -587,6 +633,9 @@ def test_other_errors_are_not_swallowed():
         ({"optimizer": lambda p: None}, InvalidTypeError, "None"),
         ({"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters())}, InvalidValueError, "model"),
         ({"optimizer_kwargs": {"lr": 1}, "optimizer": len}, InvalidValueError, "class"),
+        ({"optimizer_kwargs": {"lr": 1}}, InvalidValueError, "lr=1"),
+        ({"loader": 3}, InvalidTypeError, "loader"),
+        ({"loss_fn": lambda p, y: p.sum() * 0 - 1}, InvalidValueError, "transform='identity'"),
         ({"steps": 2}, InvalidValueError, "steps"),
         ({"accumulate": 0}, InvalidValueError, "accumulate"),
         ({"alpha": 1.5}, InvalidValueError, "alpha"),
@@ -639,6 +688,12 @@ def test_plot_needs_matplotlib_and_rungs(tmp_path, monkeypatch):
     assert sorted(line.get_xdata()[0] for line in ends.lines)[-1] == max(r.lr for r in search.rungs)
     with pytest.raises(InvalidValueError, match="given"):
         resolve_lr(0.1).plot()
+    for factor in (math.nan, 0.0):  # there is little to see, but that can be looked at
+        with pytest.raises(NoLearningRateError) as caught:
+            find_lr(linear(), lambda p, y, f=factor: p.sum() * f, loader(), steps=5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            caught.value.result.plot(tmp_path / "nothing.png")
 
     real = builtins.__import__
 

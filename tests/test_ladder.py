@@ -559,6 +559,22 @@ def test_a_peak_of_its_own_making():
     assert not result.passes
 
 
+def test_a_loss_that_falls_in_a_few_steps_is_seen():
+    """What RungTest's docstring says. The seed is fixed; others fail it in less than 1e-4."""
+    fast = 2 * np.exp(-np.arange(30.0))
+    shares = {}
+    for kind in ("none", "ar1"):
+        rng, found = np.random.default_rng(0), 0
+        for _ in range(200):
+            test = RungTest(steps=30, autocorrelation=kind)
+            for y in fast + 0.1 * rng.normal(size=30):
+                test.update(math.exp(y))
+            found += test.result().verdict == "decaying"
+        shares[kind] = found / 200
+    assert shares["none"] > 0.98
+    assert shares["ar1"] < 0.1
+
+
 def test_extreme_losses():
     for scale in (1e-300, 1e300):
         test = RungTest(steps=10)

@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import math
+import pickle
 import warnings
 import weakref
 
@@ -162,6 +163,7 @@ def test_groups_keep_their_ratios(tensor):
         (None, InvalidTypeError, r"scheduler.step\(loss\)"),
         ("low", InvalidTypeError, "'low'"),
         (torch.ones(3), InvalidValueError, r"shape \(3,\)"),
+        (torch.tensor(1j), InvalidTypeError, "1j"),
     ],
 )
 def test_a_step_needs_a_loss(loss, error, said):
@@ -395,6 +397,32 @@ def test_the_first_snapshot_is_from_before_the_first_step():
         task.step(math.nan)
     assert equal(task.trained(), before)
     assert not task.optimizer._optimizer_step_pre_hooks  # no hook is left behind
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task))])
+@pytest.mark.parametrize("before", [0, 4, 13])
+def test_a_copy_goes_on_as_the_original(copied, before):
+    task = Task()
+    for _ in range(before):
+        task.step()
+    other = copied(task)
+    for factor in [1.0] * 3 + [math.nan] + [1.0] * 12:
+        for one in (task, other):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                one.step(factor)
+    assert equal(task.picture(), other.picture())
+    assert task.scheduler.get_last_lr() == other.scheduler.get_last_lr()
+    assert task.model[0].weight.isfinite().all()
+
+
+def test_a_group_that_is_added_after_the_end():
+    optimizer = sgd()
+    scheduler = ExpTestLR(optimizer, window=5, total_steps=20)
+    rates(scheduler, [1.0] * 20)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.05})
+    rates(scheduler, [1.0])
+    assert scheduler.get_last_lr() == [0.0, 0.0]
 
 
 def test_weights_loaded_after_construction_are_in_the_first_snapshot():

@@ -73,6 +73,15 @@ def test_a_loss_that_is_not_finite_restores_at_once():
         assert [a.kind for a in feed(tuner, decaying(152))] == ["keep"]
 
 
+def test_any_number_of_divergences():
+    tuner = Tuner(0.1, 50)
+    feed(tuner, [math.nan] * 1500)
+    assert tuner.lr > 0
+    assert tuner.floor(1500) <= tuner.lr
+    again = Tuner.from_state_dict(json.loads(json.dumps(tuner.state_dict())))
+    assert (again.lr, again.window) == (tuner.lr, tuner.window)
+
+
 def test_losses_that_have_no_logarithm():
     with pytest.raises(InvalidValueError, match="identity"):
         Tuner(0.1, 10).update(-1.0)

@@ -131,9 +131,9 @@ class RungTest:
             signal is strong).
         alpha: Level of the test.
         autocorrelation: See `DecayTest`. The default is the plain test, which sees a loss that
-            falls in a few noisy steps and then is flat (e^(−t) with noise of 0.1, 30 steps:
-            always, "ar1" in 18 % of the cases). Such a rung is the one to find, and one that
-            passes by chance has no low end loss.
+            falls in a few noisy steps and then is flat (ln ℓ = 2e^(−t) with noise of 0.1, 30
+            steps: in 99.9 % of the cases, "ar1" in 2 %). Such a rung is the one to find, and one
+            that passes by chance has no low end loss.
         transform: See `DecayTest`.
     """
 

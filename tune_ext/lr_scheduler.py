@@ -267,11 +267,11 @@ class ExpTestLR(LRScheduler):
 
     def _apply(self, again: bool = False) -> None:
         """Give the parameter groups their rates; groups added meanwhile keep their ratio."""
-        groups = self.optimizer.param_groups
-        for group in groups[len(self._ratios) :]:
+        added = self.optimizer.param_groups[len(self._ratios) :]
+        for group in added:
             self._ratios.append(float(group["lr"]) / (self._applied or self._tuner.base_lr))
         lr = self._rate()
-        if self._applied != lr or again:
+        if self._applied != lr or again or added:
             self._applied = lr
             set_rates(self.optimizer, self._applied, self._ratios)
             self._last_lr = [lr * ratio for ratio in self._ratios]
