@@ -82,6 +82,13 @@ def test_any_number_of_divergences():
     assert (again.lr, again.window) == (tuner.lr, tuner.window)
 
 
+def test_numbers_of_numpy_are_numbers():
+    tuner = Tuner(np.float32(0.5), np.int64(10), total_steps=np.int32(100))
+    assert (
+        json.loads(json.dumps(tuner.state_dict())) == Tuner(0.5, 10, total_steps=100).state_dict()
+    )
+
+
 def test_losses_that_have_no_logarithm():
     with pytest.raises(InvalidValueError, match="identity"):
         Tuner(0.1, 10).update(-1.0)
