@@ -132,3 +132,14 @@ def test_finished_rungs_are_known_after_a_restart(cluster: None, storage: Any) -
     after.run(needed[-1])
     after.statuses()
     assert spare.status == "TERMINATED"
+
+
+def test_a_rung_that_max_t_ends_is_said_once(
+    storage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungs = Rungs(storage, max_t=2)
+    for index in (0, 1):
+        rungs.add(index)
+        results = rungs.results(index)
+        assert [next(results), next(results)] == ["CONTINUE", "STOP"]
+    assert caplog.text.count("as it needs more time than max_t=2 (training_iteration)") == 1

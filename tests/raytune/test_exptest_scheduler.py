@@ -91,7 +91,9 @@ class Run:
         ({"beta": 1.0}, InvalidValueError, "beta must be positive and below 1"),
         ({"min_lr": -1.0}, InvalidValueError, "min_lr must lie between 0"),
         ({"min_lr": "small"}, InvalidTypeError, "min_lr must be a number"),
-        ({"lr": ""}, InvalidTypeError, "lr must be the name"),
+        ({"lr": ""}, InvalidTypeError, "lr must be the name of the learning rate"),
+        ({"lr": None}, InvalidTypeError, "lr must be the name of the learning rate"),
+        ({"time_attr": None}, InvalidTypeError, "time_attr must be the name"),
         ({"time_attr": 3}, InvalidTypeError, "time_attr must be the name"),
         ({"mode": "least"}, InvalidValueError, "mode must be one of"),
         ({"max_restores": -1}, InvalidValueError, "max_restores must be at least 0"),
@@ -190,11 +192,13 @@ def test_min_lr_ends_the_pauses(storage: Any) -> None:
     assert small.lr == 0.01
 
 
-def test_max_t_ends_a_trial(storage: Any) -> None:
+def test_max_t_ends_a_trial(storage: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert Run(storage, max_t=3).reports("ff-") == ["CONTINUE", "CONTINUE", "STOP"]
     run = Run(storage, max_t=7, time_attr="epochs_spent")
     assert run.report(1, "falls", epochs_spent=6.5) == "CONTINUE"
+    assert not caplog.text
     assert run.report(2, "falls", epochs_spent=math.nan) == "CONTINUE"
+    assert "reports no 'epochs_spent' (time_attr)" in caplog.text
     assert run.report(3, "falls", epochs_spent=7.5) == "STOP"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -57,7 +58,8 @@ def roles(trials: list[Played]) -> list[str]:
         ({"mode": "least"}, InvalidValueError, "mode must be one of 'min', 'max'"),
         ({"metric": 3}, InvalidTypeError, "metric must be the name"),
         ({"lr": ""}, InvalidTypeError, "lr must be the name"),
-        ({"lr": None}, InvalidTypeError, "lr must be the name"),
+        ({"lr": None}, InvalidTypeError, "lr must be the name of the learning rate"),
+        ({"time_attr": None}, InvalidTypeError, "time_attr must be the name of a reported"),
         ({"bound": -1.0}, InvalidValueError, "bound must be positive"),
         ({"bound": math.nan}, InvalidValueError, "bound must be a number"),
         ({"bound": "high"}, InvalidTypeError, "bound must be a number, got 'high'"),
@@ -83,7 +85,8 @@ def test_arguments_that_cannot_work_are_named(options: Any, error: Any, said: st
     [
         ([3], InvalidTypeError, "must hold dictionaries, got 3"),
         ([{"rate": 0.1}], InvalidValueError, "gives no learning rate under 'lr'"),
-        ([{"lr": "high"}], InvalidTypeError, "bound must be a number, got 'high'"),
+        ([{"lr": "high"}], InvalidTypeError, "of points_to_evaluate must be a number, got 'high'"),
+        ([{"lr": -1}], InvalidValueError, "'lr' of points_to_evaluate must be positive"),
         ([{"lr": 0.1}, {"lr": 0.2}], InvalidValueError, "2 configurations"),
     ],
 )
@@ -97,7 +100,7 @@ def test_a_start_that_cannot_work_is_named(points: Any, error: Any, said: str) -
     [
         ({"batch": 32}, "no range for the learning rate 'lr'"),
         ({"lr": 0.1}, "no range for the learning rate 'lr'"),
-        ({"rate": tune.loguniform(1e-5, 1)}, "no range for the learning rate 'lr'"),
+        ({"rate": tune.loguniform(1e-5, 1)}, "no range for .*'lr' .there are ranges for rate"),
         ({**SPACE, "width": tune.choice([1, 2])}, 'also searches width.*"exptest"'),
         ({**SPACE, "o": {"wd": tune.uniform(0, 1)}}, "also searches o/wd.*resolve"),
         ({"lr": tune.choice([0.1, 0.2])}, "'lr' is a choice"),
@@ -302,6 +305,31 @@ def test_a_trainable_without_statistics_stops_the_run_with_advice(last: bool) ->
             search.on_trial_result(i, {"loss": 1.0, "config/lr": 0.1})
     with pytest.raises(InvalidValueError, match=r"results \(loss\).*LossMonitor\(config\)"):
         search.suggest("t2")
+
+
+def test_a_monitor_that_knows_nothing_of_its_rung_stops_the_run_with_advice() -> None:
+    search = searched(max_concurrent=2)
+    config = search.suggest("t0")
+    for iteration in (1, 2, 3):
+        assert search.suggest(f"t{iteration}") is None or iteration == 1
+        monitor = LossMonitor({"lr": config["lr"]})
+        for loss in itertools.islice(losses(config["lr"]), 20):
+            monitor.step(loss)
+        result = {**flat(monitor.report()), "training_iteration": iteration}
+        search.on_trial_result("t0", result)
+    with pytest.raises(InvalidValueError, match=r"LossMonitor\(config\): the key 'tune_ext'"):
+        search.suggest("t4")
+
+
+def test_results_without_statistics_may_come_in_turns_with_others() -> None:
+    search = searched(max_concurrent=3)
+    configs = {i: search.suggest(i) for i in ("t0", "t1", "t2")}
+    for iteration, steps in ((1, 0), (2, 20), (3, 0), (4, 40), (5, 0), (6, 60)):
+        for i, config in configs.items():
+            result = trained(config, steps) if steps else {"val_loss": 1.0}
+            search.on_trial_result(i, {**result, "training_iteration": iteration})
+        assert search.suggest(f"u{iteration}") is None or iteration == 6
+    assert len(search.explain().to_rows()) >= 1
 
 
 @pytest.mark.parametrize(

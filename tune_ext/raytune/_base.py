@@ -77,7 +77,8 @@ class StatefulSearcher(Searcher):
     CKPT_FILE_TMPL = "searcher-state-{}.json"
 
     def __init__(self, metric: str | None, mode: str | None) -> None:
-        check_name("metric", metric)
+        if metric is not None:
+            check_name("metric", metric)
         check_choice("mode", mode, ("min", "max", None))
         # Given no mode, Ray's constructor checks nothing by assertion.
         super().__init__(metric=None, mode=None)
@@ -270,7 +271,7 @@ def _slots(bundles: Iterable[Mapping[str, float]], total: Mapping[str, float]) -
     return min(counts, default=1)
 
 
-def check_name(name: str, value: Any) -> None:
-    """Raise unless `value` is None or a non-empty string."""
-    if value is not None and (not isinstance(value, str) or not value):
-        raise InvalidTypeError(f"{name} must be the name of a reported number, got {value!r}")
+def check_name(name: str, value: Any, of: str = "a reported number") -> None:
+    """Raise unless `value` is a non-empty string; `of` says what it names."""
+    if not isinstance(value, str) or not value:
+        raise InvalidTypeError(f"{name} must be the name of {of}, got {value!r}")

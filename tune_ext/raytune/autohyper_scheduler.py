@@ -62,7 +62,8 @@ class AutoHyperScheduler(FIFOScheduler):
     ) -> None:
         super().__init__()
         check_name("time_attr", time_attr)
-        check_name("metric", metric)
+        if metric is not None:
+            check_name("metric", metric)
         check_choice("mode", mode, ("min", "max", None))
         self.time_attr = time_attr
         self.probe_epochs = check_count("probe_epochs", probe_epochs, 1)

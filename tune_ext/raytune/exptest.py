@@ -12,13 +12,15 @@ configuration, and the results that trials report (`tune_ext.LossMonitor`)::
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from ConfigSpace import ConfigurationSpace
+from ray.tune.result import TRAINING_ITERATION
 
-from tune_ext._checks import check_choice
-from tune_ext._loss_monitor import REPORT_KEY
+from tune_ext._checks import check_choice, check_positive
+from tune_ext._loss_monitor import REPORT_KEY, read_statistics
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 from tune_ext.exptest import Ladder, Rung, learning_rate_bound
 from tune_ext.raytune._base import RESERVED_KEY, check_name, reported_names
@@ -125,9 +127,7 @@ class ExpTestSearch(ProbingSearch):
             seed=seed,
             time_attr=time_attr,
         )
-        check_name("lr", lr)
-        if lr is None:
-            raise InvalidTypeError("lr must be the name of the learning rate, got None")
+        check_name("lr", lr, "the learning rate in the space")
         check_choice("loss", loss, ("mse", "cross_entropy"))
         self.lr = lr
         start = _start(bound, loss, points_to_evaluate, lr)
@@ -200,12 +200,25 @@ class ExpTestSearch(ProbingSearch):
         """Read a rung's result as soon as it is complete."""
         if self._core is None or trial.probe is None or trial.told:
             return
-        trial.told = self._core.reported(trial.probe, result)
-        self._seen = self._seen or trial.told
-        if not self._seen and not _has_report(result):
-            # One result without a report may be an accident; two and no other, a mistake.
+        self._read(self._core, trial, trial.probe, result)
+
+    def _read(
+        self,
+        core: TrialLadder,
+        trial: Ledger,
+        rung: int,
+        result: Mapping[str, Any],
+        last: bool = False,
+    ) -> None:
+        trial.told = core.reported(rung, result)
+        fault = None if trial.told else _fault(result)
+        if fault is None:
+            self._seen = True
+        elif last or result.get(TRAINING_ITERATION) != 1:
+            # One such result may be an accident, or the first of two kinds that the loop reports
+            # in turns; two, and no other, are a mistake.
             self._unread += 1
-            self._problem = _explain_report(result)
+            self._problem = fault
 
     def _conclude(self, trial: Ledger, result: Mapping[str, Any] | None, error: bool) -> None:
         """Read the last result; without a complete one, the rung failed if the ladder needs it."""
@@ -214,7 +227,7 @@ class ExpTestSearch(ProbingSearch):
         if error:
             self._core.failed(trial.probe)
         elif result:
-            self._observe(trial, result)
+            self._read(self._core, trial, trial.probe, result, last=True)
         if not error and not trial.told:
             self._core.ended(trial.probe, result)
         trial.told = True
@@ -274,8 +287,8 @@ def _rate_of(point: Any, lr: str) -> float:
         raise InvalidValueError(
             f"points_to_evaluate has {point!r}, which gives no learning rate under {lr!r}"
         )
-    rate: float = named[lr]  # the Ladder checks it
-    return rate
+    name = f"the learning rate {lr!r} of points_to_evaluate"
+    return check_positive(name, named[lr], below=math.inf)
 
 
 def _rate_range(
@@ -290,9 +303,10 @@ def _rate_range(
     else:
         named = {item.name: item.path for item in to_parameters(space)}
     if lr not in named:
+        there = f" (there are ranges for {', '.join(sorted(named))})" if named else ""
         raise InvalidValueError(
-            f"the search space has no range for the learning rate {lr!r}: give it one, for "
-            f"example {lr!r}: tune.loguniform(1e-6, 10), or name it with lr=..."
+            f"the search space has no range for the learning rate {lr!r}{there}: give it one, "
+            f"for example {lr!r}: tune.loguniform(1e-6, 10), or name it with lr=..."
         )
     others = sorted(set(named) - {lr})
     if others:
@@ -333,12 +347,16 @@ def _constants(
     return unflatten(fixed)
 
 
-def _has_report(result: Mapping[str, Any]) -> bool:
-    return any(key.split("/")[0] == REPORT_KEY for key in result)
-
-
-def _explain_report(result: Mapping[str, Any]) -> str:
-    """What to tell the user whose first trials reported no statistics."""
+def _fault(result: Mapping[str, Any]) -> str | None:
+    """What to tell the user if no rung reports like this; None if one may."""
+    if read_statistics(result) is not None:
+        return (
+            "the trial of a rung reports its losses as any other trial would. Make its monitor "
+            "with the whole configuration that the trial was given, LossMonitor(config): the key "
+            f"{RESERVED_KEY!r} in it says that it is a rung, and how long"
+        )
+    if any(key.split("/")[0] == REPORT_KEY for key in result):
+        return None
     return (
         f"there is nothing of {REPORT_KEY!r} among the reported results "
         f"({', '.join(reported_names(result))}). Make one monitor = LossMonitor(config) before "

@@ -116,8 +116,10 @@ class ExpTestScheduler(FIFOScheduler):
         transform: Literal["log", "identity"] = "log",
     ) -> None:
         super().__init__()
-        for name, value in (("time_attr", time_attr), ("metric", metric), ("lr", lr)):
-            check_name(name, value)
+        check_name("time_attr", time_attr)
+        check_name("lr", lr, "the learning rate in the configuration")
+        if metric is not None:
+            check_name("metric", metric)
         check_choice("mode", mode, ("min", "max", None))
         self.time_attr, self.lr = time_attr, lr
         self.max_t = check_count("max_t", max_t)
@@ -173,16 +175,26 @@ class ExpTestScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on, and with which rate."""
-        over = (as_number(result.get(self.time_attr)) or 0) >= self.max_t
+        over = self._is_over(trial, result)
         if _is_rung(trial):
-            over = self._rungs.reported(trial, result) or over
-            return str(self.STOP if over else self.CONTINUE)
+            complete = self._rungs.reported(trial, result)
+            if over and not complete:
+                ends = f"max_t={self.max_t} ({self.time_attr})"
+                self._say_once(trial, f"is a rung that fails, as it needs more time than {ends}")
+            return str(self.STOP if over or complete else self.CONTINUE)
         tuning = self._test(trial, result)
         if tuning is None:
             return str(self.STOP if over else self.CONTINUE)
         said = self._decide(tune_controller, trial, result, tuning, over)
         self._file(trial).write(tuning.state_dict(), now=tuning.action is not None)
         return said
+
+    def _is_over(self, trial: Any, result: Mapping[str, Any]) -> bool:
+        time = as_number(result.get(self.time_attr))
+        if time is None:
+            what = f"reports no {self.time_attr!r} (time_attr)"
+            self._say_once(trial, f"{what}; max_t ends no trial at such a result")
+        return time is not None and time >= self.max_t
 
     def _test(self, trial: Any, result: Mapping[str, Any]) -> Tuning | None:
         """Let the trial's tuner see the result; None if it cannot be tuned."""
