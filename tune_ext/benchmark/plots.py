@@ -76,11 +76,22 @@ def _anytime(axes: Any, records: Sequence[CellRecord]) -> None:
     axes.set_xlabel("training epochs used, all trials together")
     axes.set_ylabel("best validation error so far, %")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    _plain_ticks(axes.yaxis, *axes.get_ylim())
     axes.set_title("Search (mean over seeds ± standard error; ● ended by itself)", fontsize=9)
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=8, ncols=2)
+
+
+def _plain_ticks(axis: Any, low: float, high: float) -> None:
+    """Numbers at the ticks of a logarithmic axis, at no more of them than have room."""
+    axis.set_major_formatter("{x:g}")
+    if high <= 12 * low:
+        axis.set_minor_formatter("{x:g}")
+        return
+    from matplotlib.ticker import FuncFormatter
+
+    shown = {"2", "5"}
+    axis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in shown else ""))
 
 
 def _no_search(axes: Any, records: Sequence[CellRecord], method: str, colour: str) -> None:
@@ -103,5 +114,9 @@ def _tests(axes: Any, records: Sequence[CellRecord]) -> None:
     axes.set_yticks(range(len(summaries)), [s.method for s in summaries])
     axes.invert_yaxis()
     axes.set_xlabel("test error, %")
+    means = [100 * s.mean for s in summaries if s.test_error]
+    if means and 0 < 8 * min(means) < max(means):  # else one bad method leaves nothing to see
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis, *axes.get_xlim())
     axes.set_title("Recommendation, trained at full length (◆ mean ± standard error)", fontsize=9)
     axes.grid(alpha=0.25, axis="x")
