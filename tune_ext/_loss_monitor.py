@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from tune_ext._checks import check_count, check_positive
-from tune_ext._decay_test import DecayTest
+from tune_ext._decay import DecayTest
 from tune_ext._losses import LossBuffer
 from tune_ext._names import RESERVED_KEY
 from tune_ext._rung import RungResult, RungTest

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from tune_ext._checks import as_number, check_choice, check_count, check_positive
-from tune_ext._decay_test import DecayTest, Verdict
+from tune_ext._decay import DecayTest, Verdict
 from tune_ext.errors import InvalidTypeError, StateError
 
 __all__ = ["LAST", "Rung", "RungResult", "RungTest"]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tune_ext._checks import as_number, check_choice, check_count, check_positive
-from tune_ext._decay_test import DecayResult, DecayTest
+from tune_ext._decay import DecayResult, DecayTest
 from tune_ext._explanation import Explanation
 from tune_ext.errors import InvalidValueError, StateError
 

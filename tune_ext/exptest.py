@@ -33,7 +33,7 @@ All of it is pure: values in, decisions out, state as versioned JSON; neither to
 from __future__ import annotations
 
 from tune_ext._curvature import learning_rate_bound
-from tune_ext._decay_test import DecayResult, DecayTest, Verdict
+from tune_ext._decay import DecayResult, DecayTest, Verdict
 from tune_ext._explanation import Explanation
 from tune_ext._ladder import Ladder
 from tune_ext._rung import Rung, RungResult, RungTest

@@ -31,9 +31,9 @@ from _noise import EPOCH, NOISE, SETTINGS, Array, Digits
 from scipy.special import stdtr
 from scipy.stats import beta
 
-from tune_ext._decay_test import DecayTest
+from tune_ext._decay import DecayTest
 from tune_ext._random import generator
-from tune_ext._slope_test import Statistics, corrected_p_value
+from tune_ext._slope import Statistics, corrected_p_value
 
 HERE = Path(__file__).parent
 TESTS, ALPHAS = ("none", "ar1"), (0.05, 0.01)

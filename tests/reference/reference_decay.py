@@ -1,4 +1,4 @@
-"""The decay test, from the notation of `tune_ext._slope_test`, by numpy and scipy.stats."""
+"""The decay test, from the notation of `tune_ext._slope`, by numpy and scipy.stats."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ that the loss curve of a converging run passes a test for exponential decay. Wha
 correction for autocorrelation and the arithmetic.
 
 The test is one of y = ln ℓ (or of ℓ itself) against the number of the step, with H0 "the slope is
-not negative": `tune_ext._slope_test` has its formulas. The losses of mini-batches may be
+not negative": `tune_ext._slope` has its formulas. The losses of mini-batches may be
 autocorrelated, which it allows for unless it is told not to.
 
 The sums are exact (`tune_ext._exact_sums`): updates one by one, many at once and restored
@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tune_ext._checks import as_number, check_choice, check_positive
 from tune_ext._exact_sums import EXACT_BITS, FAST_BITS, Sums, fixed, sum_any, sum_small
-from tune_ext._slope_test import Fit, corrected_p_value, plain_p_value, to_float
+from tune_ext._slope import Fit, corrected_p_value, plain_p_value, to_float
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = ["DecayResult", "DecayTest", "Verdict"]

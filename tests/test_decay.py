@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.reference.reference_decay import reference_p_value
-from tune_ext._decay_test import DecayResult, DecayTest
+from tune_ext._decay import DecayResult, DecayTest
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 UNDECIDED = DecayResult("not decaying", 1.0, 0.0, 0)
@@ -430,5 +430,5 @@ def test_damaged_statistics_are_refused_and_not_taken(damage):
 
 
 def test_scipy_stats_is_not_imported():
-    code = "import sys, tune_ext._decay_test; sys.exit('scipy.stats' in sys.modules)"
+    code = "import sys, tune_ext._decay; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
