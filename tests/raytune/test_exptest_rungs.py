@@ -143,3 +143,18 @@ def test_a_rung_that_max_t_ends_is_said_once(
         results = rungs.results(index)
         assert [next(results), next(results)] == ["CONTINUE", "STOP"]
     assert caplog.text.count("as it needs more time than max_t=2 (training_iteration)") == 1
+
+
+def test_a_rung_that_ray_dropped_without_a_word_has_not_failed(storage: Any) -> None:
+    rungs = Rungs(storage)
+    needed = [row["rung"] for row in rungs.ladder.explain().rows if row["event"] == "rung"]
+    spare = rungs.add(min(needed) - 1)
+    for index in needed[:-1]:
+        rungs.run(index)
+    rungs.add(needed[-1]).set_status(Trial.ERROR)
+    rungs.statuses()
+    assert spare.status == "PENDING", "the searcher asks for the dropped rung again"
+    trial = rungs.trials[needed[-1]]
+    rungs.scheduler.on_trial_add(rungs.controller, trial)  # restored, with an error
+    rungs.statuses()
+    assert spare.status == "TERMINATED"

@@ -436,6 +436,23 @@ def test_what_ray_did_not_restore_is_tried_again(monkeypatch: pytest.MonkeyPatch
     assert asked[:5] == [None] * 5, "given up before the restored trials had time to report"
 
 
+def test_a_trial_that_ray_dropped_without_a_word_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = searched()
+    lost = search.suggest("t0")
+    clock = iter(range(100))
+    monkeypatch.setattr(_base.time, "monotonic", lambda: next(clock))
+    asked = [search.suggest(f"new{i}") for i in range(30)]
+    assert asked[:20] == [None] * 20
+    given = {f"new{i}": config for i, config in enumerate(asked) if config is not None}
+    ((again, config),) = given.items()
+    assert config == lost
+    search.on_trial_complete("t0", None)
+    search.on_trial_complete(again, trained(config, 60))
+    assert search.explain().to_rows()[0]["verdict"] == rung_result(0.01).verdict
+
+
 def test_the_table_says_what_each_rung_was() -> None:
     search = searched()
     run(search)

@@ -157,12 +157,12 @@ class Polls:
         self._last = -math.inf
         self._slow = 0
 
-    def blocked(self) -> bool:
-        """Note one more question; tell whether the last ones all came a second apart."""
+    def blocked(self) -> int:
+        """Note one more question; tell how many of the last ones came a second apart."""
         now = time.monotonic()
         self._slow = self._slow + 1 if 0.9 < now - self._last < math.inf else 0
         self._last = now
-        return self._slow >= 5
+        return self._slow
 
 
 class PendingLimit(ConcurrencyLimiter):

@@ -29,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 _UNLIMITED = 1_000_000  # Ray expresses num_samples=-1 as a very large number
 _MAX_PENDING = 64  # more than any core asks for at once
+_PATIENCE = 20
+"""Ray's slow polls, a second each, after which a trial of this session is not running: Ray tells
+no one of a trial that could not reuse an actor. A loop that is slow for another reason costs a
+trial that is run twice, and no answer."""
+_PATIENCE_RESTORED = 5
+"""The same for trials of an earlier session, some of which Ray is known to skip."""
 
 
 @dataclass
@@ -187,11 +193,13 @@ class ProbingSearch(StatefulSearcher):
         if item is not None:
             number, config = self._short(item)
             self._trials[trial_id] = Ledger(self.ROLE, number)
+            self._polls = Polls()
             return config
         awaited = [trial for trial in self._trials.values() if self._awaited(trial)]
         if core.finished or not awaited:
             return self._next_final(trial_id)
-        if self._polls.blocked() and all(trial.restored for trial in awaited):
+        restored = all(trial.restored for trial in awaited)
+        if self._polls.blocked() >= (_PATIENCE_RESTORED if restored else _PATIENCE):
             self._take_back(core, awaited)
         return None
 
@@ -242,9 +250,12 @@ class ProbingSearch(StatefulSearcher):
         return trial.role == self.ROLE and trial.live and not (trial.told and cut)
 
     def _take_back(self, core: Core, lost: Sequence[Ledger]) -> None:
-        """Measure again what Ray did not restore: it skips, or has lost, the trials."""
-        logger.info(
-            "%d restored %s are not running; they are asked for again.", len(lost), self.WHAT
+        """Measure again what Ray skips, or has lost, without a word."""
+        logger.warning(
+            "Of %d %s Ray neither runs the trials nor has it said that they ended; they are "
+            "asked for again.",
+            len(lost),
+            self.WHAT,
         )
         for trial in lost:
             trial.live, trial.told = False, True

@@ -25,10 +25,21 @@ class RungWatch:
     def __init__(self) -> None:
         self._ladders: dict[str, TrialLadder] = {}
         self._live: dict[str, Any] = {}
+        self._errors: set[str] = set()
 
     def add(self, trial: Any) -> None:
         """Follow a trial, or follow it again."""
         self._live[trial.trial_id] = trial
+        if trial.status == Trial.ERROR:
+            self.errored(trial)
+
+    def errored(self, trial: Any) -> None:
+        """Note an error, after which Ray may try again.
+
+        Trials that could not reuse an actor end in an error of which Ray tells no one: nothing is
+        known of their rungs, and the searcher asks for them again.
+        """
+        self._errors.add(trial.trial_id)
 
     def reported(self, trial: Any, result: Mapping[str, Any]) -> bool:
         """Read a result; tell whether it was the rung's last."""
@@ -44,7 +55,7 @@ class RungWatch:
         for trial in list(self._live.values()):
             if trial.is_finished():
                 del self._live[trial.trial_id]
-                if trial.status == Trial.ERROR:
+                if trial.status == Trial.ERROR and trial.trial_id in self._errors:
                     self._ladder(trial).failed(_index(trial))
         return [t for t in self._live.values() if self._ladder(t).finished]
 

@@ -70,8 +70,8 @@ class TrialLadder(Ladder):
                 logger.warning(
                     "Rung %d ended after %d of its %d steps, and counts as failed. A rung has to "
                     "train until LossMonitor.step returns True (the steps of ExpTestSearch set "
-                    "when): neither the end of the loop, nor max_t, nor the stop of the run may "
-                    "come before.",
+                    "when): neither the end of the loop, nor a scheduler (or its max_t), nor the "
+                    "stop of the run may come before.",
                     index,
                     steps,
                     self.steps,

@@ -249,8 +249,9 @@ class ExpTestScheduler(FIFOScheduler):
     def _restore(self, tune_controller: Any, trial: Any, tuning: Tuning) -> str:
         """Send a trial whose loss is not finite back, without saving what it is now."""
         found = _good_checkpoint(trial, tuning.window_start, tuning.iteration)
-        if tuning.restores > self.max_restores or (found is None and tuning.window_start > 0):
-            why = "too often" if found is not None else "and has no checkpoint to go back to"
+        often = tuning.restores > self.max_restores
+        if often or (found is None and tuning.window_start > 0):
+            why = "too often" if often else "and it has no checkpoint to go back to"
             logger.warning("%s is stopped: its loss was not finite %s", trial, why)
             return str(self.STOP)
         tuning.go_back(0 if found is None else _iteration(found.metrics))
@@ -273,6 +274,11 @@ class ExpTestScheduler(FIFOScheduler):
         self._rungs.ended(trial, result)
         if self._rungs.reported(trial, result):
             self._recorded(trial).add(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Note that a rung has crashed."""
+        if _is_rung(trial):
+            self._rungs.errored(trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Cancel the rungs that nobody needs; resume what is paused before anything starts."""
