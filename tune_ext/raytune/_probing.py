@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _UNLIMITED = 1_000_000  # Ray expresses num_samples=-1 as a very large number
 _MAX_PENDING = 64  # more than any core asks for at once
 _PATIENCE = 20
-"""Ray's slow polls, a second each, after which a trial of this session is not running: Ray tells
+"""Ray's slow polls, a second each, after which a trial of this run is not running: Ray tells
 no one of a trial that could not reuse an actor. A loop that is slow for another reason costs a
 trial that is run twice, and no answer."""
 _PATIENCE_RESTORED = 5
