@@ -183,7 +183,7 @@ def test_a_restored_experiment_goes_on_with_its_rates(
 def test_a_killed_driver_goes_on_with_its_rates(tmp_path: Path) -> None:
     hold = tmp_path / "hold"
     hold.write_text("9")
-    drive(tmp_path, "tuning", more=8)
+    drive(tmp_path, "tuning", more=9, settle=1.0)
     hold.unlink()
     before = len(notes(tmp_path))
     drive(tmp_path, "tuning", more=None)

@@ -95,26 +95,33 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(
     assert len(results) == 10
 
 
-def drive(home: Path, kind: str, more: int | None) -> None:
-    """Run a driver; kill it and its Ray when its trials have left so many more notes."""
+def drive(home: Path, kind: str, more: int | None, settle: float = 0.0) -> None:
+    """Run a driver; kill it and its Ray when its trials have left so many more notes.
+
+    `settle` waits so many seconds before the kill, for what Ray is about to write.
+    """
     before = len(notes(home))
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.raytune.driver", str(home), kind],
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    said = home / "driver.log"
+    with said.open("w") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "tests.raytune.driver", str(home), kind],
+            env=environment(),
+            start_new_session=True,
+            stdout=log,
+            stderr=log,
+        )
     try:
         while driver.poll() is None:
             begun = any((home / "experiment").glob("experiment_state-*.json"))
             if more is not None and begun and len(notes(home)) - before >= more:
+                time.sleep(settle)
                 break
             time.sleep(0.01)
     finally:
         if driver.poll() is None:
             os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
+    assert more is not None or driver.returncode == 0, said.read_text()[-4000:]
 
 
 @pytest.mark.slow
