@@ -4,10 +4,7 @@ import copy
 import importlib.util
 import json
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.processes import printed_by
 from tests.reference.reference_autohyper import RESPONSES, walk
 from tune_ext import autohyper
 from tune_ext._lattice import Axis
@@ -713,15 +711,6 @@ print(search.explain())
 
 
 def test_same_in_every_process_without_ray_or_torch():
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    }
+    printed = printed_by(SCRIPT)
     assert len(printed) == 1
     assert "ahead" in printed.pop()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
+from tests.processes import printed_by
 from tune_ext import exptest
 from tune_ext.exptest import Ladder, RungTest, Tuner, learning_rate_bound
 
@@ -42,16 +39,7 @@ def test_every_name_is_there():
 
 
 def test_same_in_every_process_without_ray_or_torch():
-    printed = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("0", "1")
-    }
+    printed = printed_by(SCRIPT)
     assert len(printed) == 1
     assert "choice" in printed.pop()
 

@@ -1,14 +1,14 @@
-"""Checks of arguments: each names the argument, the value, and what would do."""
+"""Checks of arguments and saved states: each names what is wrong, the value, and what would do."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from tune_ext.errors import InvalidTypeError, InvalidValueError
+from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
-__all__ = ["as_number", "check_choice", "check_count", "check_positive"]
+__all__ = ["as_number", "check_choice", "check_count", "check_positive", "check_state"]
 
 
 def as_number(name: str, value: object) -> float:
@@ -45,3 +45,13 @@ def check_positive(name: str, value: object, *, below: float) -> float:
         limit = "finite" if math.isinf(below) else f"below {below:g}"
         raise InvalidValueError(f"{name} must be positive and {limit}, got {number}")
     return number
+
+
+def check_state(state: object, kind: str, version: int, what: str) -> None:
+    """An error unless `state` says that it is of this kind and version."""
+    if not isinstance(state, Mapping) or state.get("kind") != kind:
+        raise StateError(f"this is not the state of {what}")
+    if state.get("version") != version:
+        raise StateError(
+            f"the state has version {state.get('version')!r}; this package reads {version}"
+        )

@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from tune_ext._checks import as_number, check_choice, check_count, check_positive
+from tune_ext._checks import (
+    as_number,
+    check_choice,
+    check_count,
+    check_positive,
+    check_state,
+)
 from tune_ext._explanation import Explanation
 from tune_ext._ladder_walk import BROKEN, Rules, Walk, likely_next, walk
 from tune_ext._rung import Rung, RungResult
@@ -297,12 +303,7 @@ class Ladder:
         Raises:
             StateError: The state is damaged, of another version, or not of a `Ladder`.
         """
-        if not isinstance(state, Mapping) or state.get("kind") != "ladder":
-            raise StateError("this is not the state of a Ladder")
-        if state.get("version") != _VERSION:
-            raise StateError(
-                f"the state has version {state.get('version')!r}; this package reads {_VERSION}"
-            )
+        check_state(state, "ladder", _VERSION, "a Ladder")
         try:
             arguments = dict(state["arguments"])
             upper = arguments.pop("upper")

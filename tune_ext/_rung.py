@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from tune_ext._checks import as_number, check_choice, check_count, check_positive
+from tune_ext._checks import (
+    as_number,
+    check_choice,
+    check_count,
+    check_positive,
+    check_state,
+)
 from tune_ext._decay import DecayTest, Verdict
 from tune_ext.errors import InvalidTypeError, StateError
 
@@ -224,12 +230,7 @@ class RungTest:
         Raises:
             StateError: The state is damaged, of another version, or of something else.
         """
-        if not isinstance(state, Mapping) or state.get("kind") != "rung test":
-            raise StateError("this is not the state of a RungTest")
-        if state.get("version") != _VERSION:
-            raise StateError(
-                f"the state has version {state.get('version')!r}; this package reads {_VERSION}"
-            )
+        check_state(state, "rung test", _VERSION, "a RungTest")
         try:
             test = cls(state["steps"], state["alpha"], **state["options"])
             test._test = DecayTest.from_state_dict(state["test"])

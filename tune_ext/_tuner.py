@@ -21,7 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tune_ext._checks import as_number, check_choice, check_count, check_positive
+from tune_ext._checks import (
+    as_number,
+    check_choice,
+    check_count,
+    check_positive,
+    check_state,
+)
 from tune_ext._decay import DecayResult, DecayTest
 from tune_ext._explanation import Explanation
 from tune_ext.errors import InvalidValueError, StateError
@@ -351,12 +357,7 @@ class Tuner:
         Raises:
             StateError: The state is damaged, of another version, or not of a `Tuner`.
         """
-        if not isinstance(state, Mapping) or state.get("kind") != "tuner":
-            raise StateError("this is not the state of a Tuner")
-        if state.get("version") != _VERSION:
-            raise StateError(
-                f"the state has version {state.get('version')!r}; this package reads {_VERSION}"
-            )
+        check_state(state, "tuner", _VERSION, "a Tuner")
         try:
             tuner = cls(**state["arguments"])
             tuner._base_lr = check_positive("lr", state["lr"], below=math.inf)

@@ -27,7 +27,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tune_ext._checks import as_number, check_choice, check_count, check_positive
+from tune_ext._checks import (
+    as_number,
+    check_choice,
+    check_count,
+    check_positive,
+    check_state,
+)
 from tune_ext._explanation import Explanation
 from tune_ext._lattice import Parameter, Point
 from tune_ext._speculation import likely_next
@@ -372,12 +378,7 @@ class AutoHyper:
         Raises:
             StateError: The state is damaged, of another version, or not of an `AutoHyper`.
         """
-        if not isinstance(state, Mapping) or state.get("kind") != "autohyper":
-            raise StateError("this is not the state of an AutoHyper search")
-        if state.get("version") != _VERSION:
-            raise StateError(
-                f"the state has version {state.get('version')!r}; this package reads {_VERSION}"
-            )
+        check_state(state, "autohyper", _VERSION, "an AutoHyper search")
         try:
             parameters = [Parameter(**_infinite(p)) for p in state["parameters"]]
             search = cls(parameters, initial_points=state["initial_points"], **state["rules"])

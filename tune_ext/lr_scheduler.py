@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from tune_ext._checks import as_number, check_choice, check_count
+from tune_ext._checks import as_number, check_choice, check_count, check_state
 from tune_ext._find_lr import find_lr, resolve_lr
 from tune_ext._ladder_result import LadderResult, LadderRung
 from tune_ext._losses import LossBuffer
@@ -336,11 +336,7 @@ class ExpTestLR(LRScheduler):
             StateError: The state is damaged, of another version, or of something else, or it is
                 for another number of parameter groups. Nothing has been changed.
         """
-        if not isinstance(state_dict, Mapping) or state_dict.get("kind") != "ExpTestLR":
-            raise StateError("this is not the state of an ExpTestLR")
-        version = state_dict.get("version")
-        if version != _VERSION:
-            raise StateError(f"the state has version {version!r}; this package reads {_VERSION}")
+        check_state(state_dict, "ExpTestLR", _VERSION, "an ExpTestLR")
         try:
             tuner = Tuner.from_state_dict(state_dict["tuner"])
             ratios = [as_number("ratio", ratio) for ratio in state_dict["ratios"]]

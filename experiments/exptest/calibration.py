@@ -260,13 +260,19 @@ def write(path: Path, parts: dict) -> None:
     path.write_text("{\n " + ",\n ".join(f'"{k}": {v}' for k, v in text.items()) + "\n}\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the curves")
+def options(doc: str, quick: str, folder: str) -> argparse.Namespace:
+    """The command line of this and the other studies of the test; makes the folder."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "calibration")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / folder)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def main() -> None:
+    arguments = options(__doc__, "a hundredth of the curves", "calibration")
     seed, quick = arguments.seed, arguments.quick
     divide = 100 if quick else 1
     parts = {

@@ -9,13 +9,11 @@ the differences is looked at too ("drift"). "ar1" is the one in use. Writes form
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from _noise import NOISE, Array
-from calibration import HERE, collect, conditions, p_values, statistics, write
+from calibration import collect, conditions, options, p_values, statistics, write
 from scipy.special import stdtr
 
 from tune_ext._random import generator
@@ -84,12 +82,7 @@ def measure(seed: int, curves: int) -> Iterator[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a hundredth of the curves")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "calibration")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = options(__doc__, "a hundredth of the curves", "calibration")
     curves = 100 if arguments.quick else 10_000
     rows = collect(measure(arguments.seed, curves), "forms")
     for row in rows:

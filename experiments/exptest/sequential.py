@@ -18,7 +18,6 @@ Each with the sequential correction of `Tuner` and without. Writes sequential.js
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from statistics import mean, median
 
 import numpy as np
 from _noise import NOISE, Array
-from calibration import collect, conditions, interval, pyplot, write
+from calibration import collect, conditions, interval, options, pyplot, write
 
 from tune_ext._random import generator
 from tune_ext._tuner import Tuner
@@ -224,12 +223,7 @@ def _plot_rate(ax, plateau: list[dict], styles: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a tenth of the runs")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "sequential")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments = options(__doc__, "a tenth of the runs", "sequential")
     runs = 20 if arguments.quick else 200
     parts = {
         "conditions": conditions(arguments.seed, arguments.quick)
