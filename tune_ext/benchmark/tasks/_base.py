@@ -82,6 +82,15 @@ class Task(ABC):
         options: JSON-able; `tasks.create(name, **options)` builds an equal task.
         loss: What is trained with, where runs have `TaskRun.step_losses` and the task has
             `training_inputs`; None where they do not. ExpTest needs them.
+        simulated: Whether epochs are looked up and not trained: `train_epoch` then reports
+            `seconds`, its cost on the simulated clock, and a change of configuration in
+            mid-training means nothing.
+        measures_response: Whether runs report the response of the network.
+        error_name: What `validation_error` and `test_error` are, in words.
+        percent: Whether errors are fractions that people read as percentages.
+        worst_error: What an evaluation counts as that diverged; None where there is no worst.
+        regret_range: The true errors of the best configuration and of the median one, where
+            both are known.
     """
 
     name: ClassVar[str]
@@ -89,6 +98,12 @@ class Task(ABC):
     metric: ClassVar[str] = "validation_error"
     mode: ClassVar[str] = "min"
     loss: ClassVar[Literal["mse", "cross_entropy"] | None] = None
+    simulated: ClassVar[bool] = False
+    measures_response: bool = True
+    error_name: str = "error"
+    percent: bool = True
+    worst_error: float | None = 1.0
+    regret_range: tuple[float, float] | None = None
     max_epochs: int
     space: ConfigurationSpace
     default_config: dict[str, float]
@@ -118,3 +133,7 @@ class Task(ABC):
             seed: Of the data split.
         """
         raise NotImplementedError(f"{self.name} gives no training inputs")
+
+    def true_error(self, config: Mapping[str, Any]) -> float | None:
+        """The error of `config` at full length without noise, where it is known, else None."""
+        return None

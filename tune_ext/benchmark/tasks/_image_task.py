@@ -58,7 +58,7 @@ class ImageTask(Task):
         self._batch_size = check_count("batch_size", batch_size, 2)
         self._optimizer = optimizer
         self._schedule = schedule
-        self._measure_response = bool(measure_response)
+        self._measure_response = self.measures_response = bool(measure_response)
         self._device = device
         # Torch's own defaults of both optimisers.
         self.default_config = {"lr": 1e-3, "weight_decay": 0.0}
