@@ -17,7 +17,8 @@ from tune_ext.benchmark.progress import make_observer
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.report import COLUMNS, TaskReport, not_run, write_report
 from tune_ext.benchmark.runner import default_jobs, run_study
-from tune_ext.benchmark.study import find_study, load_study, parse_seeds
+from tune_ext.benchmark.study import parse_seeds
+from tune_ext.benchmark.study_file import find_study, load_study
 from tune_ext.errors import MissingDependencyError, TuneExtError
 
 __all__ = ["main"]

@@ -1,7 +1,8 @@
 import pytest
 
 from tests.benchmark.examples import FAKE, make_study
-from tune_ext.benchmark.study import TaskSpec, find_study, load_study, parse_seeds, parse_study
+from tune_ext.benchmark.study import TaskSpec, parse_seeds
+from tune_ext.benchmark.study_file import find_study, load_study, parse_study
 from tune_ext.errors import DataNotFoundError, InvalidValueError
 
 TEXT = """\

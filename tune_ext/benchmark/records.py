@@ -1,9 +1,10 @@
 """Records: one line of JSON for every finished cell, kept so that a study can go on.
 
 A study's directory holds `study.json` (its settings) and `records.jsonl` (one cell a
-line, in the order in which they finished). Lines are only ever appended. A last line that
-was cut by a crash is dropped when the file is read, and its cell is run again; any other
-damage is an error that leaves the file alone.
+line, in the order in which they finished; versions, hardware and revision stand in lines of
+their own, once, before the first record that refers to them). Lines are only ever appended.
+A last line that was cut by a crash is dropped when the file is read, and its cell is run
+again; any other damage is an error that leaves the file alone.
 """
 
 from __future__ import annotations
@@ -13,128 +14,24 @@ import fcntl
 import json
 import math
 import os
-import platform
-import subprocess
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from importlib import metadata
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from tune_ext.benchmark._lines import pack, parse, strict, to_text, unpack
+from tune_ext.benchmark.history import History, Incumbents, anytime, best_trial
+from tune_ext.benchmark.provenance import identity, provenance
 from tune_ext.benchmark.study import Study
 from tune_ext.errors import InvalidValueError, StateError
 
 __all__ = ["CellRecord", "History", "RecordStore", "anytime", "best_trial", "provenance"]
 
 SCHEMA = "tune-ext.cell"
-VERSION = 1
-
-
-@dataclass
-class History:
-    """Every training epoch of a cell's search, in the order in which it was trained.
-
-    The columns have one entry an epoch; `configs[i]` is the configuration of trial i,
-    numbered in the order in which the trials first reported.
-    """
-
-    configs: list[dict[str, Any]] = field(default_factory=list)
-    trial: list[int] = field(default_factory=list)
-    epoch: list[int] = field(default_factory=list)
-    validation_error: list[float | None] = field(default_factory=list)
-    validation_loss: list[float | None] = field(default_factory=list)
-    response_mean: list[float | None] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    _numbers: dict[str, int] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.trial)
-
-    def add(
-        self, trial_id: str, config: Mapping[str, Any], result: Mapping[str, Any], seconds: float
-    ) -> None:
-        """Add one epoch: `result` has epoch and whatever metrics there are.
-
-        A trial's configuration is that of its last epoch: one that finds its own learning rate
-        tries several.
-        """
-        if trial_id not in self._numbers:
-            self._numbers[trial_id] = len(self.configs)
-            self.configs.append({})
-        self.configs[self._numbers[trial_id]] = {k: _plain(v) for k, v in config.items()}
-        self.trial.append(self._numbers[trial_id])
-        self.epoch.append(int(result["epoch"]))
-        self.validation_error.append(_finite(result.get("validation_error")))
-        self.validation_loss.append(_finite(result.get("validation_loss")))
-        self.response_mean.append(_finite(result.get("response_mean")))
-        self.seconds.append(round(float(seconds), 3))
-
-    def trials(self) -> list[dict[str, Any]]:
-        """One summary a trial: its configuration and its last epoch."""
-        last = {trial: row for row, trial in enumerate(self.trial)}
-        return [
-            {
-                "trial": trial,
-                "config": self.configs[trial],
-                "epochs": self.epoch[row],
-                "validation_error": self.validation_error[row],
-                "validation_loss": self.validation_loss[row],
-                "response_mean": self.response_mean[row],
-            }
-            for trial, row in sorted(last.items())
-        ]
-
-    def to_json(self) -> dict[str, Any]:
-        """The columns as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or value is None:
-        return None
-    try:
-        number = float(value)  # type: ignore[arg-type] # anything that is a number will do
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _plain(value: Any) -> Any:
-    """A numpy scalar as Python's own number."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def best_trial(history: History) -> dict[str, Any] | None:
-    """The trial that a validation-based method recommends, or None.
-
-    The rule, the same for every method that does not name an answer of its own: the
-    lowest validation error at the last epoch that a trial reached, over all trials however
-    long (what Ray's `get_best_result(scope="last")` does). Ties go to the trial that was
-    trained longer, then to the lower validation loss, then to the earlier trial. A trial
-    whose last validation error is missing, NaN or infinite is never chosen.
-    """
-    finite = [t for t in history.trials() if t["validation_error"] is not None]
-    return min(finite, key=_rank, default=None)
-
-
-def _rank(trial: dict[str, Any]) -> tuple[float, int, float, int]:
-    loss = trial["validation_loss"]
-    return (
-        trial["validation_error"],
-        -trial["epochs"],
-        math.inf if loss is None else loss,
-        trial["trial"],
-    )
-
-
-def anytime(history: History) -> list[tuple[int, float]]:
-    """Where the best validation error so far improved: (epochs used, error)."""
-    curve: list[tuple[int, float]] = []
-    for used, error in enumerate(history.validation_error, start=1):
-        if error is not None and (not curve or error < curve[-1][1]):
-            curve.append((used, error))
-    return curve
+PROVENANCE_SCHEMA = "tune-ext.provenance"
+VERSION = 2
+_READ = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -148,25 +45,40 @@ class CellRecord:
         task: Name and options.
         method: The method's name.
         seed: The search seed.
-        budget: Epochs that the search was allowed.
+        budget: What the search was allowed, in `unit`.
         epochs_used: Epochs that were trained in the search, every one counted.
-        recommendation: `config`, `source` ("validation", "method" or "default") and, for
-            "validation", the trial.
+        recommendation: `config`, `source` ("validation", "method" or "default"), for
+            "validation" the trial, and for a method that changes configurations in
+            mid-training their `schedule`: (epoch, config) pairs.
         tests: One entry a final training: its seed, test error, test loss and so on.
         failures: Reasons, in words.
         trials: Summaries of the search's trials.
-        history: Columns, one entry a trained epoch.
-        anytime: Points at which the best validation error improved.
+        history: Columns, one entry a trained epoch; empty for a simulated task.
+        anytime: Points at which the best validation error improved: (epochs used, error).
         search_seconds: Wall-clock of the search.
         evaluation_seconds: Wall-clock of the final trainings.
         details: What the method itself has to tell.
         provenance: Versions, hardware, git revision, times.
+        label: What the study calls the task; "" stands for the task's name.
+        unit: Of the budget: "epochs", "trainings" or "seconds".
+        max_epochs: The task's full length; 0 in records of version 1.
+        workers: How many trials could run at once.
+        clock: "wall", or "simulated" for a task whose trainings are looked up.
+        incumbents: Points at which the configuration changed that would be recommended:
+            [used, in `unit`; seconds on `clock`; error]. The error is the true one where the
+            task knows it, otherwise the validation error at the end of its training so far.
+        makespan: Length of the search on `clock`, in seconds; None where it is not known.
+        busy_seconds: Seconds that workers spent training, all together; None if not known.
+        worst_error: What an evaluation that diverged counts as; None where there is no worst.
+        percent: Whether errors are fractions that people read as percentages.
+        error_name: What the error is, in words.
+        regret_range: True errors of the best and of the median configuration, if known.
     """
 
     task: dict[str, Any]
     method: str
     seed: int
-    budget: int
+    budget: float
     epochs_used: int
     recommendation: dict[str, Any]
     tests: list[dict[str, Any]]
@@ -178,61 +90,115 @@ class CellRecord:
     evaluation_seconds: float
     details: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    label: str = ""
+    unit: str = "epochs"
+    max_epochs: int = 0
+    workers: int = 1
+    clock: str = "wall"
+    incumbents: list[list[float]] = field(default_factory=list)
+    makespan: float | None = None
+    busy_seconds: float | None = None
+    worst_error: float | None = 1.0
+    percent: bool = True
+    error_name: str = "error"
+    regret_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.task["name"])
+        if self.regret_range is not None:
+            object.__setattr__(self, "regret_range", tuple(self.regret_range))
 
     @property
     def key(self) -> tuple[str, str, int]:
         """The cell's identity, as `Cell.key`."""
-        return (self.task["name"], self.method, self.seed)
+        return (self.label, self.method, self.seed)
 
     @property
     def test_error(self) -> float | None:
-        """Mean test error over the final trainings; one that diverged counts as 1.
+        """Mean test error over the final trainings; one that diverged counts as the worst.
 
-        None when the recommendation could not be evaluated at all.
+        None when the recommendation could not be evaluated at all, or diverged in a task
+        that knows no worst error.
         """
-        if not self.tests:
-            return None
         errors = [t.get("test_error") for t in self.tests]
-        return sum(1.0 if e is None else e for e in errors) / len(errors)
+        counted = [self.worst_error if e is None else e for e in errors]
+        known = [e for e in counted if e is not None]
+        return sum(known) / len(known) if known and len(known) == len(counted) else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain data: strict JSON, with its trials in columns."""
+        data = {"schema": SCHEMA, "version": VERSION, **asdict(self)}
+        data["trials"] = pack(self.trials)
+        whole: dict[str, Any] = strict(data)
+        return whole
 
     def to_line(self) -> str:
         """The record as one line of strict JSON."""
-        data = {"schema": SCHEMA, "version": VERSION, **asdict(self)}
-        return json.dumps(_strict(data), allow_nan=False, separators=(",", ":"))
+        return to_text(self.to_json())
 
     @classmethod
-    def from_line(cls, line: str) -> CellRecord:
+    def from_line(
+        cls, line: str, known: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> CellRecord:
         """Parse what `to_line` wrote.
+
+        Args:
+            line: The text.
+            known: Provenances by their identity, for a record that refers to one.
 
         Raises:
             StateError: It is not a record, or one of another version.
         """
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise StateError(f"not JSON: {error}") from None
-        if not isinstance(data, dict) or data.pop("schema", None) != SCHEMA:
+        return cls.from_json(parse(line), known or {})
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], known: Mapping[str, Mapping[str, Any]]) -> CellRecord:
+        """See `from_line`; `data` is its parsed JSON."""
+        data = dict(data)
+        if data.pop("schema", None) != SCHEMA:
             raise StateError("not a record of a comparison")
         version = data.pop("version", None)
-        if version != VERSION:
-            raise StateError(f"record version {version!r}; this tune_ext reads version {VERSION}")
+        if version not in _READ:
+            raise StateError(
+                f"record version {version!r}; this tune_ext reads versions 1 to {VERSION}"
+            )
         try:
+            data["trials"] = unpack(data["trials"])
+            data["provenance"] = _resolve(data["provenance"], known)
+            if version == 1:
+                data["incumbents"] = _incumbents_of(data)
+                data["makespan"] = data["search_seconds"]
             record = cls(**data)
-        except TypeError as error:
+        except (TypeError, KeyError, ValueError) as error:
+            if isinstance(error, StateError):
+                raise
             raise StateError(f"not a complete record: {error}") from None
         return record
 
 
-def _strict(value: Any) -> Any:
-    """Plain data in which NaN and infinities are None."""
-    if isinstance(value, Mapping):
-        return {str(k): _strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
-    value = _plain(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _resolve(provenance: dict[str, Any], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A record's provenance in full."""
+    if "of" not in provenance:
+        return provenance
+    name = provenance["of"]
+    if name not in known:
+        raise StateError(f"it refers to the provenance {name!r}, which no line before it holds")
+    return {**known[name], "finished": provenance.get("finished")}
+
+
+def _incumbents_of(data: Mapping[str, Any]) -> list[list[float]]:
+    """What a record of version 1 does not say, from the epochs that it lists."""
+    history, seen = data["history"], Incumbents()
+    points: list[list[float]] = []
+    last: dict[int, float] = {}
+    for row, trial in enumerate(history.get("trial", [])):
+        error = history["validation_error"][row]
+        last[trial] = error
+        best = seen.add(trial, history["epoch"][row], error, history["validation_loss"][row])
+        if best is not None and (not points or points[-1][2] != last[best]):
+            points.append([row + 1, history["seconds"][row], last[best]])
+    return points
 
 
 class RecordStore:
@@ -240,10 +206,17 @@ class RecordStore:
 
     Args:
         directory: Created when it does not exist.
+        sync_every: Seconds between waits for the disk. Every record is handed to the
+            operating system at once and survives the end of this process; one that is
+            younger than this may not survive the end of the machine.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, sync_every: float = 0.0) -> None:
         self.directory = Path(directory)
+        self.sync_every = sync_every
+        self._file: TextIO | None = None
+        self._synced = -math.inf
+        self._known: set[str] = set()
         self.path = self.directory / "records.jsonl"
         self.study_path = self.directory / "study.json"
 
@@ -259,9 +232,9 @@ class RecordStore:
             StateError: The records are damaged before their last line.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        now = _strict(study.settings())
+        now = strict(study.settings())
         if self.study_path.exists():
-            before = self.load_settings()["settings"]
+            before = {"workers": 1, **self.load_settings()["settings"]}
             changed = [k for k in now if now[k] != before.get(k)]
             if changed:
                 told = "; ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed)
@@ -310,8 +283,8 @@ class RecordStore:
             ) from None
         except json.JSONDecodeError as error:
             raise StateError(f"{self.study_path} is damaged: {error}") from None
-        if not isinstance(data, dict) or data.get("version") != VERSION or "settings" not in data:
-            raise StateError(f"{self.study_path} is not a study of version {VERSION}")
+        if not isinstance(data, dict) or data.get("version") not in _READ or "settings" not in data:
+            raise StateError(f"{self.study_path} is not a study of version 1 to {VERSION}")
         return data
 
     def load(self, *, repair: bool = False) -> list[CellRecord]:
@@ -325,67 +298,71 @@ class RecordStore:
         raw = self.path.read_bytes()
         whole, _, rest = raw.rpartition(b"\n")
         if rest and repair:
+            self.close()
             with self.path.open("r+b") as file:
                 file.truncate(len(raw) - len(rest))
         records: dict[tuple[str, str, int], CellRecord] = {}
+        known: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), start=1):
             try:
-                record = CellRecord.from_line(line)
+                data = parse(line)
+                if data.get("schema") == PROVENANCE_SCHEMA:
+                    known[str(data.get("id"))] = _provenance_of(data)
+                    continue
+                record = CellRecord.from_json(data, known)
             except StateError as error:
                 raise StateError(f"{self.path}, line {number}: {error}") from None
             records[record.key] = record
+        self._known = set(known)
         return list(records.values())
 
     def append(self, record: CellRecord) -> None:
-        """Write one record and wait until it is on the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(record.to_line() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one record; see `sync_every` for when it is on the disk."""
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        name = identity(record.provenance)
+        if name not in self._known:
+            what = {"schema": PROVENANCE_SCHEMA, "version": VERSION, "id": name}
+            lasting = {k: v for k, v in record.provenance.items() if k != "finished"}
+            self._file.write(to_text({**what, "known": strict(lasting)}) + "\n")
+            self._known.add(name)
+        data = record.to_json()
+        data["provenance"] = {"of": name, "finished": record.provenance.get("finished")}
+        self._file.write(to_text(data) + "\n")
+        self._file.flush()
+        if time.monotonic() - self._synced >= self.sync_every:
+            self._sync()
+
+    def _sync(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Wait until everything is on the disk, and close the file; a later append opens it."""
+        self._sync()
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def to_parquet(self, directory: str | Path) -> list[Path]:
+        """Write the records as three tables; see `tune_ext.benchmark.export`.
+
+        Args:
+            directory: Where to; created when it does not exist.
+
+        Returns:
+            The files: cells, trials, incumbents.
+
+        Raises:
+            MissingDependencyError: pyarrow is not installed.
+        """
+        from tune_ext.benchmark.export import write_parquet
+
+        return write_parquet(self.load(), Path(directory))
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, hardware, git revision and the time, for a record."""
-    return {
-        "versions": {"python": platform.python_version(), **_versions()},
-        "hardware": {
-            "machine": platform.machine(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-        },
-        "git": _git_revision(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in ("tune-ext", "ray", "torch", "numpy", "ConfigSpace", "hpbandster", "scikit-learn"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
-
-
-def _git_revision() -> str | None:
-    """The revision of the source tree that this package is imported from, if it is one."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
+def _provenance_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    if data.get("version") not in _READ or not isinstance(data.get("known"), dict):
+        raise StateError(f"a provenance that this tune_ext cannot read: {data.get('version')!r}")
+    return dict(data["known"])

@@ -1,51 +1,28 @@
-"""Studies: what is compared, read from one TOML file and checked before anything runs.
+"""Studies: what is compared, and with which budget.
 
 A study is tasks × methods × seeds under one budget. Every (task, method, seed) is a cell.
-
-```toml
-title = "Seven methods on handwritten digits"
-
-[[tasks]]
-name = "digits-cnn"
-options = { parameters = ["lr"] }
-
-[compare]
-methods = ["default", "random", "autohyper"]
-seeds = 3          # 0, 1, 2; or a list
-budget = 150       # training epochs for each cell's search, all trials together
-final_seeds = 3    # trainings of each recommendation, outside the budget
-
-[limits]           # optional
-stall_seconds = 180
-cell_seconds = 1800
-```
+Studies are read from TOML files by `study_file`.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import json
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from tune_ext._random import derive_seed
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark.tasks import Task
-from tune_ext.errors import DataNotFoundError, InvalidValueError
+from tune_ext.errors import InvalidValueError
 
-__all__ = ["Cell", "Study", "TaskSpec", "find_study", "load_study", "parse_seeds", "parse_study"]
+__all__ = ["UNITS", "Cell", "Study", "TaskSpec", "parse_seeds", "suggest"]
 
-_TABLES = {
-    "": {"title", "description", "tasks", "compare", "limits"},
-    "tasks": {"name", "options"},
-    "compare": {"methods", "seeds", "budget", "final_seeds"},
-    "limits": {"stall_seconds", "cell_seconds"},
-}
+UNITS = ("epochs", "trainings", "seconds")
+"""What a budget may count: training epochs, full-length trainings, or seconds of training."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +33,28 @@ class TaskSpec:
         name: One of `tune_ext.benchmark.tasks.names()`, or `"package.module:factory"` for
             a task of your own.
         options: Keyword arguments of the task, JSON-able.
+        label: What the study calls it: two entries may have one name and differ in their
+            options. "" stands for the name.
+        budget: Instead of the study's.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", self.name)
+        if self.budget is not None:
+            _check_number("budget", self.budget, whole=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as plain data."""
-        return {"name": self.name, "options": dict(self.options)}
+        """The specification as plain data; what is as usual is left out."""
+        data = {"name": self.name, "options": dict(self.options)}
+        if self.label != self.name:
+            data["label"] = self.label
+        return data if self.budget is None else {**data, "budget": self.budget}
 
     def create(self) -> Task:
         """The task itself; built once in a process.
@@ -74,7 +65,7 @@ class TaskSpec:
         return _create(self.name, json.dumps(dict(self.options), sort_keys=True))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=64)
 def _create(name: str, options: str) -> Task:
     if ":" not in name:
         return tasks.create(name, **json.loads(options))
@@ -98,10 +89,10 @@ class Cell:
     @property
     def key(self) -> tuple[str, str, int]:
         """What identifies the cell in the records of its study."""
-        return (self.task.name, self.method, self.seed)
+        return (self.task.label, self.method, self.seed)
 
     def __str__(self) -> str:
-        return f"{self.task.name} · {self.method} · seed {self.seed}"
+        return f"{self.task.label} · {self.method} · seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +105,18 @@ class Study:
         methods: Names from `tune_ext.benchmark.methods.METHODS`.
         seeds: Search seeds; seed s gives every method the same data split, initial
             weights and first random configurations.
-        budget: Training epochs for the search of one cell, counted over all its trials.
+        budget: For the search of one cell, counted over all its trials, in `unit`. A task
+            may have another.
         final_seeds: How many full-length trainings evaluate a recommendation.
         stall_seconds: A cell without progress for this long is stopped as a failure.
         cell_seconds: A cell that takes longer is stopped as a failure.
         description: Free text.
+        unit: "epochs"; "trainings": as many epochs as that many full-length trainings of the
+            task have; or "seconds" of training, all workers together. In seconds, the first
+            epoch that would exceed the budget ends the search and is not counted: no method
+            sees its result.
+        workers: How many trials of a cell can run at once. An epoch that is under way when
+            the budget is used up is cut off, and counts nowhere.
     """
 
     title: str
@@ -130,19 +128,22 @@ class Study:
     stall_seconds: float = 180.0
     cell_seconds: float = 3600.0
     description: str = ""
+    unit: str = "epochs"
+    workers: int = 1
 
     def __post_init__(self) -> None:
-        _check_names("tasks", [t.name for t in self.tasks])
+        _check_names("tasks", [t.label for t in self.tasks])
         _check_names("methods", self.methods)
         _check_names("seeds", self.seeds)
-        for name in ("budget", "final_seeds", "stall_seconds", "cell_seconds"):
-            value = getattr(self, name)
-            whole = name in ("budget", "final_seeds")
-            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-                kind = "a whole number" if whole else "a number"
-                raise InvalidValueError(f"{name} must be {kind}, got {value!r}")
-            if not value > 0:
-                raise InvalidValueError(f"{name} must be positive, got {value!r}")
+        for name in ("budget", "final_seeds", "workers"):
+            _check_number(name, getattr(self, name), whole=True)
+        for name in ("stall_seconds", "cell_seconds"):
+            _check_number(name, getattr(self, name), whole=False)
+        if self.unit not in UNITS:
+            fix = suggest(self.unit, UNITS)
+            raise InvalidValueError(
+                f"unit must be one of {', '.join(UNITS)}, got {self.unit!r}{fix}"
+            )
 
     def cells(self) -> list[Cell]:
         """Every cell; seed by seed, so that an interrupted study has whole seeds."""
@@ -153,6 +154,10 @@ class Study:
             for method in self.methods
         ]
 
+    def budget_of(self, task: TaskSpec) -> int:
+        """What a search of `task` may use, in `unit`."""
+        return self.budget if task.budget is None else task.budget
+
     def evaluation_seeds(self, seed: int) -> list[int]:
         """Seeds of the final trainings for search seed `seed`: the same for every method."""
         return [derive_seed(seed, "evaluation", i) % 2**31 for i in range(self.final_seeds)]
@@ -162,8 +167,9 @@ class Study:
         return {
             "tasks": [t.to_json() for t in self.tasks],
             "budget": self.budget,
-            "budget_unit": "epochs",
+            "budget_unit": self.unit,
             "final_seeds": self.final_seeds,
+            "workers": self.workers,
         }
 
     def with_overrides(
@@ -172,6 +178,7 @@ class Study:
         methods: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         budget: int | None = None,
+        workers: int | None = None,
     ) -> Study:
         """The study with what the command line says instead."""
         changes: dict[str, Any] = {}
@@ -181,7 +188,28 @@ class Study:
             changes["seeds"] = tuple(seeds)
         if budget is not None:
             changes["budget"] = budget
+            changes["tasks"] = tuple(replace(task, budget=None) for task in self.tasks)
+        if workers is not None:
+            changes["workers"] = workers
         return replace(self, **changes)
+
+
+def suggest(word: object, known: Iterable[str]) -> str:
+    """A question for a word that is nearly one of `known`, else nothing.
+
+    >>> suggest("epoch", UNITS)
+    '; did you mean epochs?'
+    """
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        kind = "a whole number" if whole else "a number"
+        raise InvalidValueError(f"{name} must be {kind}, got {value!r}")
+    if not value > 0:
+        raise InvalidValueError(f"{name} must be positive, got {value!r}")
 
 
 def _check_names(what: str, values: Iterable[object]) -> None:
@@ -190,7 +218,10 @@ def _check_names(what: str, values: Iterable[object]) -> None:
         raise InvalidValueError(f"{what} must not be empty")
     twice = {str(v) for v in values if values.count(v) > 1}
     if twice:
-        raise InvalidValueError(f"{what} must differ from each other; repeated: {sorted(twice)}")
+        fix = "; give one of them a label" if what == "tasks" else ""
+        raise InvalidValueError(
+            f"{what} must differ from each other; repeated: {sorted(twice)}{fix}"
+        )
 
 
 def parse_seeds(value: object) -> tuple[int, ...]:
@@ -218,103 +249,3 @@ def parse_seeds(value: object) -> tuple[int, ...]:
 
 def _is_seed(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def find_study(name: str | Path) -> Path:
-    """The file of a study: a path, its directory, or the name of one under ./experiments.
-
-    Raises:
-        DataNotFoundError: There is no such file; the message lists the known names.
-    """
-    path = Path(name)
-    for candidate in (path, path / "study.toml", Path("experiments", name, "study.toml")):
-        if candidate.is_file():
-            return candidate
-    shipped = ", ".join(sorted(p.parent.name for p in Path("experiments").glob("*/study.toml")))
-    raise DataNotFoundError(
-        f"no study {str(name)!r}: give a TOML file"
-        + (f", or one of ./experiments: {shipped}" if shipped else "")
-    )
-
-
-def load_study(path: str | Path) -> Study:
-    """Read and check a study file."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataNotFoundError(f"cannot read the study {path}: {error}") from None
-    return parse_study(text, where=str(path))
-
-
-def parse_study(text: str, where: str = "study") -> Study:
-    """Parse a study from TOML text.
-
-    Raises:
-        InvalidValueError: The message starts with `where` and the line.
-    """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidValueError(f"{where}: not valid TOML: {error}") from None
-    try:
-        return _build(data)
-    except InvalidValueError as error:
-        raise InvalidValueError(f"{where}{_line_of(text, str(error))}: {error}") from None
-
-
-def _build(data: dict[str, Any]) -> Study:
-    compare, limits, tasks = data.get("compare", {}), data.get("limits", {}), data.get("tasks", [])
-    for name, table in (("compare", compare), ("limits", limits)):
-        if not isinstance(table, dict):
-            raise InvalidValueError(f"{name} must be a table, written [{name}]")
-    if not isinstance(tasks, list) or not all(isinstance(t, dict) for t in tasks):
-        raise InvalidValueError("tasks must be tables, each written [[tasks]]")
-    for name, table in [("", data), ("compare", compare), ("limits", limits)] + [
-        ("tasks", t) for t in tasks
-    ]:
-        _check_keys(name, table)
-    for key in ("methods", "seeds", "budget"):
-        if key not in compare:
-            raise InvalidValueError(f"[compare] needs {key}")
-    methods = compare["methods"]
-    if not isinstance(methods, list) or not all(isinstance(m, str) for m in methods):
-        raise InvalidValueError(f"methods must be a list of names, got {methods!r}")
-    return Study(
-        title=str(data.get("title", "untitled study")),
-        description=str(data.get("description", "")),
-        tasks=tuple(_task(t) for t in tasks),
-        methods=tuple(methods),
-        seeds=parse_seeds(compare["seeds"]),
-        budget=compare["budget"],
-        final_seeds=compare.get("final_seeds", 1),
-        **limits,
-    )
-
-
-def _task(table: dict[str, Any]) -> TaskSpec:
-    name, options = table.get("name"), table.get("options", {})
-    if not isinstance(name, str) or not name:
-        raise InvalidValueError(f"[[tasks]] needs a name, got {name!r}")
-    if not isinstance(options, dict):
-        raise InvalidValueError(f"options must be a table, got {options!r}")
-    return TaskSpec(name, options)
-
-
-def _check_keys(name: str, table: dict[str, Any]) -> None:
-    for key in table:
-        if key not in _TABLES[name]:
-            place = f"in [{name}]" if name else "at the top"
-            raise InvalidValueError(
-                f"{key} is not known {place}; known: {', '.join(sorted(_TABLES[name]))}"
-            )
-
-
-def _line_of(text: str, message: str) -> str:
-    """The line that the message is about: that of the first key that the message names."""
-    lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if key := re.match(r"\s*([A-Za-z_]+)\s*=", line):
-            lines.setdefault(key.group(1), number)
-    named = [word for word in re.findall(r"[A-Za-z_]+", message) if word in lines]
-    return f", line {lines[named[0]]}" if named else ""
