@@ -1,4 +1,8 @@
-"""What the records of a study say, in numbers: pure functions of records.
+"""What the records of a study say, in numbers: pure functions.
+
+Of records: summaries, differences on paired seeds, curves. Of numbers, and re-exported
+here: `_aggregates` (interquartile means, intervals, regret, times) and `_ranks` (methods
+compared over tasks).
 
 Errors are fractions in [0, 1]. A search seed gives one number per method: the mean test
 error of its final trainings. Means and standard errors are over search seeds; methods are
@@ -17,17 +21,47 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from tune_ext.benchmark._aggregates import (
+    Interval,
+    bootstrap_iqm,
+    idle_share,
+    interquartile_mean,
+    normalised_regret,
+    probability_of_improvement,
+    time_to_target,
+)
+from tune_ext.benchmark._ranks import (
+    CriticalDifference,
+    PairTest,
+    average_ranks,
+    critical_difference,
+    holm,
+    wilcoxon_holm,
+)
 from tune_ext.benchmark.records import CellRecord
 
 __all__ = [
+    "CriticalDifference",
+    "Interval",
     "MethodSummary",
+    "PairTest",
     "PairedDifference",
+    "average_ranks",
+    "bootstrap_iqm",
+    "critical_difference",
+    "holm",
+    "idle_share",
+    "interquartile_mean",
     "mean_curve",
+    "normalised_regret",
     "paired_difference",
+    "probability_of_improvement",
     "standard_error",
     "step_curve",
     "summarize",
+    "time_to_target",
     "verdict",
+    "wilcoxon_holm",
 ]
 
 
