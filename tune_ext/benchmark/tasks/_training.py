@@ -1,33 +1,36 @@
-"""One training run of an image classifier. Importing this module imports torch."""
+"""One training run of a network. Importing this module imports torch."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from tune_ext._random import derive_seed
-from tune_ext.benchmark.tasks._data import Part, Split
+from tune_ext.benchmark.tasks._data import Part, Parts
 from tune_ext.errors import StateError
 
 if TYPE_CHECKING:
+    from tune_ext.benchmark.tasks._augment import Augmentation
     from tune_ext.lowrank import ResponseMeter
 
-__all__ = ["ImageRun", "RunSettings"]
+__all__ = ["RunSettings", "TrainingRun"]
 
 _STATE_VERSION = 1
-_EVALUATION_BATCH = 1000
+_EVALUATION_VALUES = 1000 * 32 * 32
+"""Pixels of a channel in an evaluation's batch at most, but never more than 1000 examples."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What an `ImageRun` does with its network.
+    """What an `TrainingRun` does with its network.
 
     Attributes:
         lr: Learning rate, of the first epoch.
@@ -35,9 +38,11 @@ class RunSettings:
         optimizer: "adam" or "sgd" (momentum 0.9).
         schedule: "constant", or "cosine": each epoch's rate, down to 0 after `epochs`.
         epochs: The full length of the schedule.
-        batch_size: Images in a batch; an incomplete last batch is left out.
+        batch_size: Examples in a batch; an incomplete last batch is left out.
         measure_response: Whether the response of the network is measured each epoch.
         device: Where to train.
+        loss: "cross_entropy", or "mse": of one number for each example.
+        augmentation: How training images are varied; None: they are not.
     """
 
     lr: float
@@ -48,6 +53,8 @@ class RunSettings:
     batch_size: int
     measure_response: bool
     device: str
+    loss: str = "cross_entropy"
+    augmentation: Augmentation | None = None
 
     def rate(self, epoch: int) -> float:
         """The learning rate of `epoch`, counted from 0."""
@@ -56,21 +63,51 @@ class RunSettings:
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(epoch / self.epochs, 1.0)))
 
 
-class ImageRun:
-    """A `TaskRun` over a network and a split of images.
+class _Source:
+    """The examples of a part, by index; bytes become scaled numbers.
+
+    Args:
+        part: The examples.
+        stored: `part.images`, where they are needed.
+    """
+
+    def __init__(self, part: Part, stored: Tensor) -> None:
+        device = stored.device
+        self._stored = stored
+        self._targets = torch.from_numpy(part.labels).to(device)
+        self._rows = None if part.rows is None else torch.from_numpy(part.rows).to(device)
+        self._scale: tuple[Tensor, ...] | None = None
+        if part.scale is not None:
+            self._scale = tuple(torch.from_numpy(a[:, None, None]).to(device) for a in part.scale)
+
+    def __call__(
+        self, which: Tensor | slice, vary: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The inputs, varied where so asked, and the targets of `which` examples."""
+        inputs = self._stored[which if self._rows is None else self._rows[which]]
+        if vary is not None:
+            inputs = vary(inputs)
+        if self._scale is not None:
+            mean, deviation = self._scale
+            inputs = (inputs.float() - mean) / deviation
+        return inputs, self._targets[which]
+
+
+class TrainingRun:
+    """A `TaskRun` over a network and a split of examples.
 
     With the same number of torch threads, on the CPU, the same network, split, settings
     and seed give the same numbers to the last bit, also across `state_dict`.
 
     Args:
         network: With its initial weights; it is trained in place.
-        split: The images.
+        split: The examples.
         settings: How to train.
         seed: Decides the order of the batches.
     """
 
     def __init__(
-        self, network: nn.Module, split: Split, settings: RunSettings, *, seed: int
+        self, network: nn.Module, split: Parts, settings: RunSettings, *, seed: int
     ) -> None:
         self.epoch = 0
         self.step_losses: list[float] = []
@@ -78,6 +115,7 @@ class ImageRun:
         self._split = split
         self._settings = settings
         self._diverged = False
+        self._stored: dict[int, Tensor] = {}
         # Channels last is a quarter faster on a CPU for these small convolutions.
         self._network = network.to(settings.device).to(memory_format=torch.channels_last)
         self._optimizer = self._make_optimizer()
@@ -108,9 +146,13 @@ class ImageRun:
         return metrics
 
     def _fit(self) -> float:
-        """One pass over the training images; returns the mean loss, NaN if it diverges."""
+        """One pass over the training examples; returns the mean loss, NaN if it diverges."""
         settings, part = self._settings, self._split.train
-        images, labels = self._tensors(part)
+        source = self._source(part)
+        vary = None
+        if settings.augmentation is not None:
+            seed = derive_seed(self._seed, "augmentation", self.epoch)
+            vary = settings.augmentation.draw(len(part), seed=seed)
         seed = derive_seed(self._seed, "batches", self.epoch)
         order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
         order = order.to(settings.device)
@@ -121,7 +163,8 @@ class ImageRun:
         total = 0.0
         for step in range(batches):
             batch = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            loss = cross_entropy(self._network(images[batch]), labels[batch])
+            inputs, targets = source(batch, None if vary is None else partial(vary, which=batch))
+            loss = self._loss(self._network(inputs), targets)
             value = loss.item()
             self.step_losses.append(value)
             if not math.isfinite(value):
@@ -133,9 +176,21 @@ class ImageRun:
             self._optimizer.step()
         return total / batches
 
-    def _tensors(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+        if self._settings.loss == "mse":
+            return mse_loss(outputs[:, 0], targets, reduction=reduction)
+        return cross_entropy(outputs, targets, reduction=reduction)
+
+    def _source(self, part: Part) -> _Source:
+        """The examples of `part` on the device."""
         device = self._settings.device
-        return torch.from_numpy(part.images).to(device), torch.from_numpy(part.labels).to(device)
+        if part.rows is None:
+            stored = torch.from_numpy(part.images).to(device)
+        else:  # parts share these: they are kept there, once
+            if id(part.images) not in self._stored:
+                self._stored[id(part.images)] = torch.from_numpy(part.images).to(device)
+            stored = self._stored[id(part.images)]
+        return _Source(part, stored)
 
     @torch.no_grad()
     def _evaluate(self, part: Part, name: str) -> dict[str, float]:
@@ -143,18 +198,21 @@ class ImageRun:
         nothing = {f"{name}_loss": math.nan, f"{name}_error": math.nan}
         if self._diverged:
             return nothing
-        images, labels = self._tensors(part)
+        source = self._source(part)
         self._network.eval()
         loss, wrong = 0.0, 0
-        for start in range(0, len(part), _EVALUATION_BATCH):
-            logits = self._network(images[start : start + _EVALUATION_BATCH])
-            target = labels[start : start + _EVALUATION_BATCH]
-            loss += cross_entropy(logits, target, reduction="sum").item()
-            wrong += int((logits.argmax(1) != target).sum().item())
+        size = max(1, min(1000, _EVALUATION_VALUES // math.prod(part.images.shape[2:])))
+        for start in range(0, len(part), size):
+            inputs, targets = source(slice(start, start + size))
+            outputs = self._network(inputs)
+            loss += self._loss(outputs, targets, "sum").item()
+            if self._settings.loss != "mse":
+                wrong += int((outputs.argmax(1) != targets).sum().item())
         if not math.isfinite(loss):
             self._diverged = True
             return nothing
-        return {f"{name}_loss": loss / len(part), f"{name}_error": wrong / len(part)}
+        error = (loss if self._settings.loss == "mse" else wrong) / len(part)
+        return {f"{name}_loss": loss / len(part), f"{name}_error": error}
 
     def _measure(self, meter: ResponseMeter) -> dict[str, float | bool]:
         """The response of the weights as they are now; NaN if diverged."""
@@ -167,7 +225,7 @@ class ImageRun:
         return dict.fromkeys(names, math.nan)
 
     def test(self) -> dict[str, float]:
-        """Loss and error on the test images; NaN if the run diverged."""
+        """Loss and error on the test examples; NaN if the run diverged."""
         return self._evaluate(self._split.test, "test")
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tune_ext._random import generator
 from tune_ext.benchmark.tasks._data import Part, Split, stratified
-from tune_ext.benchmark.tasks._image_task import ImageTask
+from tune_ext.benchmark.tasks._training_task import TrainingTask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ def _digits(seed: int) -> Split:
     return Split.scaled(*(Part(images[part], labels[part]) for part in (train, validation, test)))
 
 
-class DigitsCNN(ImageTask):
+class DigitsCNN(TrainingTask):
     """1,797 handwritten digits of 8×8 pixels, and a network of six convolutions.
 
     The classes have equal shares of every part: 20 % are the test images, the same for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +12,15 @@ from numpy.typing import NDArray
 
 from tune_ext._checks import check_choice, check_count
 from tune_ext._random import generator
-from tune_ext.benchmark.tasks._data import Part, Split, find_files, read_idx, resize
-from tune_ext.benchmark.tasks._image_task import ImageTask
+from tune_ext.benchmark.tasks._data import (
+    Part,
+    Split,
+    data_roots,
+    find_files,
+    read_images,
+    resize,
+)
+from tune_ext.benchmark.tasks._training_task import TrainingTask
 from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
@@ -33,24 +39,10 @@ _TRAINING_IMAGES = 60_000
 
 def _folders(data_dir: str | None) -> Iterator[Path]:
     """Where to look, in order: what was asked for, or else the usual places."""
-    environment = os.environ.get("TUNE_EXT_DATA")
-    roots = [data_dir] if data_dir else [environment, "data", "~/data", "~/.cache/torchvision"]
-    for root in filter(None, roots):
-        path = Path(root).expanduser()
+    for path in data_roots(data_dir):
         yield from (path, path / "raw", path / "FashionMNIST" / "raw", path / "fashion-mnist")
     if not data_dir:
         yield Path("/usr/share/datasets/fashion-mnist")
-
-
-def _read(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    pixels, classes = read_idx(images, 3), read_idx(labels, 1).astype(np.int64)
-    fits = pixels.shape == (len(classes), 28, 28) and len(classes) > 0
-    if not fits or classes.max() > 9:
-        raise DataNotFoundError(
-            f"{images} and {labels} are not Fashion-MNIST: they hold images of "
-            f"shape {pixels.shape} and labels of shape {classes.shape}; fetch them again"
-        )
-    return pixels, classes
 
 
 @lru_cache(maxsize=2)
@@ -58,7 +50,7 @@ def _fashion(
     files: tuple[Path, ...], sizes: tuple[int, int], image_size: int, subset: str, seed: int
 ) -> Split:
     train, validation = sizes
-    images, labels = _read(files[0], files[1])
+    images, labels = read_images(files[0], files[1], "Fashion-MNIST")
     if train + validation > len(labels):
         raise InvalidValueError(
             f"train_size + validation_size must be at most {len(labels)}, got {train + validation}"
@@ -66,7 +58,7 @@ def _fashion(
     order = np.arange(len(labels))
     if subset == "random":
         order = generator(seed, "fashion-mnist-resnet", "split").permutation(order)
-    test_images, test_labels = _read(files[2], files[3])
+    test_images, test_labels = read_images(files[2], files[3], "Fashion-MNIST")
 
     def part(indices: NDArray[np.int64]) -> Part:
         return Part(resize(images[indices], image_size), labels[indices])
@@ -78,7 +70,7 @@ def _fashion(
     )
 
 
-class FashionMNISTResNet(ImageTask):
+class FashionMNISTResNet(TrainingTask):
     """Fashion-MNIST and a ResNet for small images (9 convolutions by default).
 
     The test images are the official 10,000. Training and validation images are disjoint

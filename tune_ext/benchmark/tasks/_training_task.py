@@ -1,4 +1,4 @@
-"""What the image classification tasks have in common: options, space, start."""
+"""What the tasks that train a network have in common: options, space, start."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
 from numpy.typing import NDArray
@@ -14,32 +14,82 @@ from numpy.typing import NDArray
 from tune_ext._checks import check_choice, check_count
 from tune_ext._random import check_seed, derive_seed
 from tune_ext.benchmark.tasks._base import Task, TaskRun
+from tune_ext.benchmark.tasks._data import Batches
 from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tune_ext.benchmark.tasks._data import Split
+    from tune_ext.benchmark.tasks._augment import Augmentation
+    from tune_ext.benchmark.tasks._data import Parts
 
-__all__ = ["ImageTask"]
+__all__ = ["TrainingTask", "check_values", "make_space"]
 
 _RANGES = {"lr": (1e-6, 1.0), "weight_decay": (1e-7, 1e-1)}
 
 
-class ImageTask(Task):
-    """A classifier of images whose learning rate and weight decay are searched.
+def make_space(
+    name: str, parameters: Sequence[str], defaults: Mapping[str, float]
+) -> ConfigurationSpace:
+    """The logarithmic space of "lr", "weight_decay" or both.
+
+    Args:
+        name: Of the space.
+        parameters: What is searched.
+        defaults: A value for each; the range's lower end where it is below.
+
+    Raises:
+        InvalidValueError: No parameter, or one that there is not.
+    """
+    names = [parameters] if isinstance(parameters, str) else list(parameters)
+    if not names:
+        raise InvalidValueError(f"parameters must name some of {tuple(_RANGES)}, got none")
+    for parameter in names:
+        check_choice("parameters", parameter, _RANGES)
+    space = ConfigurationSpace(name=name)
+    for parameter in dict.fromkeys(names):
+        lower, upper = _RANGES[parameter]
+        default = max(defaults[parameter], lower)
+        space.add(UniformFloatHyperparameter(parameter, lower, upper, default, log=True))
+    return space
+
+
+def check_values(config: Mapping[str, Any], defaults: Mapping[str, float]) -> dict[str, float]:
+    """The defaults, overwritten by `config`.
+
+    Args:
+        config: Values of some parameters.
+        defaults: A value for every parameter.
+
+    Raises:
+        InvalidValueError: `config` has an unknown name or an impossible value.
+    """
+    values = dict(defaults)
+    for name, value in config.items():
+        check_choice("a name in config", name, values)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            raise InvalidValueError(
+                f"config[{name!r}] must be a finite number of at least 0, got {value!r}"
+            )
+        values[name] = float(value)
+    return values
+
+
+class TrainingTask(Task):
+    """A network whose learning rate and weight decay are searched; a classifier by default.
 
     Args:
         optimizer: "adam" or "sgd" (momentum 0.9).
         epochs: The full length of a run.
-        batch_size: Images in a batch.
+        batch_size: Examples in a batch.
         schedule: "cosine" (per epoch, over `epochs`) or "constant".
         parameters: What is searched: "lr", "weight_decay" or both.
         measure_response: Whether runs report the response of the network.
         device: Where to train; bit-exact repetition is promised for "cpu" alone.
     """
 
-    loss = "cross_entropy"
+    loss: ClassVar[Literal["mse", "cross_entropy"] | None] = "cross_entropy"
 
     def __init__(
         self,
@@ -62,7 +112,7 @@ class ImageTask(Task):
         self._device = device
         # Torch's own defaults of both optimisers.
         self.default_config = {"lr": 1e-3, "weight_decay": 0.0}
-        self.space = self._make_space(parameters)
+        self.space = make_space(self.name, parameters, self.default_config)
         self.options = {
             "optimizer": optimizer,
             "epochs": epochs,
@@ -73,28 +123,15 @@ class ImageTask(Task):
             "device": device,
         }
 
-    def _make_space(self, parameters: Sequence[str]) -> ConfigurationSpace:
-        names = [parameters] if isinstance(parameters, str) else list(parameters)
-        if not names:
-            raise InvalidValueError(f"parameters must name some of {tuple(_RANGES)}, got none")
-        for name in names:
-            check_choice("parameters", name, _RANGES)
-        space = ConfigurationSpace(name=self.name)
-        for name in dict.fromkeys(names):
-            lower, upper = _RANGES[name]
-            default = max(self.default_config[name], lower)
-            space.add(UniformFloatHyperparameter(name, lower, upper, default, log=True))
-        return space
-
     def start(self, config: Mapping[str, Any], *, seed: int) -> TaskRun:
         """Start a run; see `Task.start`."""
-        values = self._values(config)
+        values = check_values(config, self.default_config)
         if check_seed(seed) is None:
             raise InvalidTypeError("seed must be an integer, got None")
         if problem := self.missing():
             raise DataNotFoundError(problem)
         from tune_ext.benchmark.tasks._networks import build
-        from tune_ext.benchmark.tasks._training import ImageRun, RunSettings
+        from tune_ext.benchmark.tasks._training import RunSettings, TrainingRun
 
         settings = RunSettings(
             **values,
@@ -104,34 +141,26 @@ class ImageTask(Task):
             batch_size=self._batch_size,
             measure_response=self._measure_response,
             device=self._device,
+            loss=self.loss or "cross_entropy",
+            augmentation=self._augmentation(),
         )
         network = build(self._network, seed=derive_seed(seed, self.name, "weights"))
-        return ImageRun(network, self._split(int(seed)), settings, seed=int(seed))
+        return TrainingRun(network, self._split(int(seed)), settings, seed=int(seed))
 
     def training_inputs(self, seed: int) -> Sequence[NDArray[Any]]:
-        """The training images of an epoch; see `Task.training_inputs`."""
+        """The training inputs of an epoch; see `Task.training_inputs`."""
         if problem := self.missing():
             raise DataNotFoundError(problem)
-        images, size = self._split(seed).train.images, self._batch_size
-        return [images[i * size : (i + 1) * size] for i in range(max(1, len(images) // size))]
-
-    def _values(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """The defaults, overwritten by `config`, checked."""
-        values = dict(self.default_config)
-        for name, value in config.items():
-            check_choice("a name in config", name, values)
-            number = isinstance(value, Real) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
-                raise InvalidValueError(
-                    f"config[{name!r}] must be a finite number of at least 0, got {value!r}"
-                )
-            values[name] = float(value)
-        return values
+        return Batches(self._split(seed).train, self._batch_size)
 
     @abstractmethod
-    def _split(self, seed: int) -> Split:
-        """The images for `seed`, cached in this process."""
+    def _split(self, seed: int) -> Parts:
+        """The examples for `seed`, cached in this process."""
 
     @abstractmethod
     def _network(self) -> nn.Module:
         """A new network; its weights are overwritten."""
+
+    def _augmentation(self) -> Augmentation | None:
+        """How training images are varied; None: they are not."""
+        return None
