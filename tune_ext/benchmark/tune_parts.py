@@ -21,7 +21,14 @@ from tune_ext.benchmark.methods import Setup
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.raytune._base import RESERVED_KEY
 
-__all__ = ["BudgetStopper", "ScreeningScheduler", "StreamSearch", "TaskTrainable", "Watch"]
+__all__ = [
+    "BudgetStopper",
+    "LookupTrainable",
+    "ScreeningScheduler",
+    "StreamSearch",
+    "TaskTrainable",
+    "Watch",
+]
 
 
 class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyped
@@ -95,6 +102,35 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         """Start over with another configuration, in this process."""
         self._begin(new_config)
         return True
+
+
+class LookupTrainable:
+    """A simulated task for `simulation.simulate`: one step is one epoch that is looked up.
+
+    Args:
+        task: Its `train_epoch` says how many `seconds` an epoch costs.
+        seed: Of the runs.
+        config: Ray's configuration of the trial.
+    """
+
+    def __init__(self, task: tasks.Task, seed: int, config: Mapping[str, Any]) -> None:
+        values = {k: v for k, v in config.items() if k != RESERVED_KEY}
+        self._run = tasks.start(task, values, seed=seed)
+
+    def step(self) -> dict[str, Any]:
+        """Look up one epoch."""
+        metrics = dict(self._run.train_epoch())
+        found = {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {}
+        done = bool(metrics.get("diverged", False))
+        return {**metrics, "epoch": self._run.epoch, "done": done, "found": found}
+
+    def state(self) -> Any:
+        """What `load` needs."""
+        return self._run.state_dict()
+
+    def load(self, state: Any) -> None:
+        """Go on from there."""
+        self._run.load_state_dict(state)
 
 
 class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
@@ -196,36 +232,45 @@ class ScreeningScheduler(FIFOScheduler):  # type: ignore[misc] # Ray's classes a
 
 
 class BudgetStopper(Stopper):  # type: ignore[misc] # Ray's classes are untyped
-    """Ends the run when the budget of training epochs is used, to the epoch.
+    """Ends the run when the budget is used, to the epoch.
+
+    A result that would exceed the budget is not reported, and ends the run.
 
     Args:
-        budget: Epochs over all trials.
+        budget: Over all trials, in what `cost` counts.
         full_length: End a trial after this many epochs; None leaves that to the scheduler.
         report: Called with every result before anyone decides about it.
         give_up: Ends the run when it returns True.
+        cost: What a result uses of the budget; one, for its epoch, by default.
     """
 
     def __init__(
         self,
-        budget: int,
+        budget: float,
         full_length: int | None,
         report: Callable[[str, dict[str, Any]], None],
         give_up: Callable[[], bool] = lambda: False,
+        cost: Callable[[Mapping[str, Any]], float] = lambda result: 1,
     ) -> None:
-        self._left = budget
+        self._budget, self._used, self._over = budget, 0.0, False
         self._full_length = full_length
-        self._report, self._give_up = report, give_up
+        self._report, self._give_up, self._cost = report, give_up, cost
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Count one epoch."""
-        self._left -= 1
+        used = self._used + self._cost(result)
+        if self._over or used > self._budget * (1 + 1e-12):
+            self._over = True
+            return True
+        self._used = used
+        self._over = used >= self._budget
         self._report(trial_id, result)
         at_end = self._full_length is not None and result["epoch"] >= self._full_length
-        return at_end or self._left <= 0
+        return at_end or self._over
 
     def stop_all(self) -> bool:
         """Whether the budget is used."""
-        return self._left <= 0 or self._give_up()
+        return self._over or self._give_up()
 
 
 class Watch(Callback):  # type: ignore[misc] # Ray's classes are untyped
