@@ -1,8 +1,11 @@
 """What the methods are compared on: real data, a network, an optimiser, a space.
 
+And what stands for it: published tables of trained networks, and functions whose optimum is
+known. They are looked up on a simulated clock.
+
 >>> from tune_ext.benchmark import tasks
->>> tasks.names()
-['digits-cnn', 'fashion-mnist-resnet']
+>>> [name for name in tasks.names() if name.startswith("nasbench")]
+['nasbench201-cifar10', 'nasbench201-cifar100', 'nasbench201-imagenet']
 >>> task = tasks.create("digits-cnn", optimizer="sgd", parameters=["lr"])
 >>> task.default_config
 {'lr': 0.001, 'weight_decay': 0.0}
@@ -15,7 +18,8 @@ Creating a task is cheap; torch and the data are loaded by its first run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from tune_ext._loss_monitor import SEARCHED
@@ -23,13 +27,18 @@ from tune_ext.benchmark.tasks._base import Task, TaskRun
 from tune_ext.benchmark.tasks._own_rate import OwnRateRun, RungPlan, no_ladder, plan_rungs
 from tune_ext.benchmark.tasks.digits import DigitsCNN
 from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
+from tune_ext.benchmark.tasks.functions import FUNCTIONS, CountingOnesTask, FunctionTask
+from tune_ext.benchmark.tasks.tables import TABLES, TableTask
 from tune_ext.errors import InvalidValueError
 
 __all__ = [
+    "CountingOnesTask",
     "DigitsCNN",
     "FashionMNISTResNet",
+    "FunctionTask",
     "OwnRateRun",
     "RungPlan",
+    "TableTask",
     "Task",
     "TaskRun",
     "create",
@@ -39,7 +48,14 @@ __all__ = [
     "start",
 ]
 
-_TASKS: dict[str, type[Task]] = {task.name: task for task in (DigitsCNN, FashionMNISTResNet)}
+_TASKS: dict[str, Callable[..., Task]] = {
+    DigitsCNN.name: DigitsCNN,
+    FashionMNISTResNet.name: FashionMNISTResNet,
+    **{name: partial(TableTask, name) for name in TABLES},
+    **{name: partial(FunctionTask, name) for name in FUNCTIONS},
+    CountingOnesTask.name: CountingOnesTask,
+}
+"""What builds a task of a name from its options."""
 
 
 def names() -> list[str]:

@@ -93,8 +93,8 @@ class Task(ABC):
             both are known.
     """
 
-    name: ClassVar[str]
-    description: ClassVar[str]
+    name: str
+    description: str
     metric: ClassVar[str] = "validation_error"
     mode: ClassVar[str] = "min"
     loss: ClassVar[Literal["mse", "cross_entropy"] | None] = None
