@@ -2,26 +2,34 @@
 
 To add one, write a function that takes a `Setup` and returns a `Search`, and enter it in
 `METHODS`. Nothing else has to change. Ray is imported inside the functions alone, so that
-this module can be listed without it.
+this module can be listed without it; what needs a Ray class of its own is in `tune_parts`,
+`_population` and `_models`.
 
-What they share: random search, one-epoch screening, ASHA and HyperBand try the same
-configurations in the same order for a seed (`Setup.configurations`), and BOHB starts with
-the first few of them. Every trial of a cell starts from the same initial weights and data.
+What they share: random search, one-epoch screening, median stopping, ASHA, HyperBand and the
+population of PBT try the same configurations in the same order for a seed
+(`Setup.configurations`); BOHB, TPE, GP and NSGA-II start with the first few of them. Every
+trial of a cell starts from the same initial weights and data.
+
+What others have made runs with their defaults, except where a default cannot fit a small
+budget; each builder says so. A searcher that learns from results waits for those that are
+under way before it suggests for a worker that is not free yet.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib.util
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
 
 from ConfigSpace import ConfigurationSpace
 
 from tune_ext._loss_monitor import SEARCHED
-from tune_ext._random import derive_seed
+from tune_ext._random import generator
+from tune_ext.benchmark import _models
+from tune_ext.benchmark._method import Method, Search, Setup
+from tune_ext.benchmark._models import REDUCTION_FACTOR, halving
+from tune_ext.benchmark._spaces import grid, not_floats, unordered
 from tune_ext.benchmark.tasks import Task, no_ladder, plan_rungs
 from tune_ext.errors import InvalidValueError
 
@@ -36,92 +44,30 @@ __all__ = [
     "unsuited",
 ]
 
-REDUCTION_FACTOR = 3
-"""HyperBand's and BOHB's factor between rungs: Ray's default."""
-
-BOHB_FIRST_POINTS = 3
-"""How many of the shared random configurations BOHB starts with."""
-
 PROBE_EPOCHS = 5
 """The length of autoHyper's probes, as published."""
 
-
-@dataclass(frozen=True)
-class Setup:
-    """What a method may know when it is built: the task's space, not its data.
-
-    ExpTest alone takes the mean square of the training inputs, where its ladder starts.
-
-    Args:
-        task: The task; methods use its space, metric, mode and full length.
-        budget: Training epochs for the whole search.
-        seed: The search seed.
-    """
-
-    task: Task
-    budget: int
-    seed: int
-
-    @property
-    def max_epochs(self) -> int:
-        """A trial never trains longer than this, nor longer than the budget."""
-        return min(self.task.max_epochs, self.budget)
-
-    def configurations(self) -> Iterator[dict[str, Any]]:
-        """The random configurations of this seed, without end: the same for every method."""
-        space = copy.deepcopy(self.task.space)
-        space.seed(derive_seed(self.seed, "configurations") % 2**32)
-        while True:
-            drawn = dict(space.sample_configuration())
-            yield {k: v.item() if hasattr(v, "item") else v for k, v in drawn.items()}
-
-
-@dataclass(frozen=True)
-class Search:
-    """A built method: what `tune.run` is given, and how to ask it for its answer.
-
-    Args:
-        search_alg: A Ray searcher.
-        scheduler: A Ray scheduler, or None for first in, first out.
-        stops_trials: Whether the scheduler ends trials at the full length; where it does
-            not, the runner does.
-        answer: Returns the method's own recommendation, or None to leave the choice to
-            the validation rule (`records.best_trial`).
-        details: Returns what the method has to tell afterwards, JSON-able.
-    """
-
-    search_alg: Any
-    scheduler: Any = None
-    stops_trials: bool = False
-    answer: Callable[[], Mapping[str, Any] | None] = lambda: None
-    details: Callable[[], dict[str, Any]] = dict
-
-
-@dataclass(frozen=True)
-class Method:
-    """An entry of `METHODS`.
-
-    Args:
-        description: One line for listings.
-        build: Builds the search; None for a method that does not search.
-        needs: Modules that must be importable, each with what to install for it.
-        unsuited: Why the method cannot search a task; None where it can.
-        chooses: What it chooses by, if that is not the validation error.
-        ours: Whether it is this package's: reports tell its place, also when it is the last.
-    """
-
-    description: str
-    build: Callable[[Setup], Search] | None
-    needs: Mapping[str, str] = field(default_factory=dict)
-    unsuited: Callable[[Task], str | None] = lambda task: None
-    chooses: str | None = None
-    ours: bool = False
+PBT_INTERVALS = 5
+"""Into how many intervals PBT divides the full length."""
 
 
 def _random(setup: Setup) -> Search:
     from tune_ext.benchmark.tune_parts import StreamSearch
 
     return Search(StreamSearch(setup))
+
+
+def _grid(setup: Setup) -> Search:
+    """A grid of as many points as the budget pays for at full length; at most, see `grid`.
+
+    Its points come in an order drawn by the seed, so that a run that is cut off has not seen
+    one corner only; the points are the same for every seed.
+    """
+    from tune_ext.benchmark.tune_parts import StreamSearch
+
+    points = grid(setup.task.space, setup.trainings)
+    order = generator(setup.seed, "grid").permutation(len(points))
+    return Search(StreamSearch(setup, points=[points[i] for i in order]))
 
 
 def screening_plan(budget: int, max_epochs: int) -> tuple[int, int]:
@@ -155,22 +101,12 @@ def _one_epoch(setup: Setup) -> Search:
     )
 
 
-def _halving(setup: Setup) -> dict[str, Any]:
-    """What Ray's schedulers that stop the worse trials early are all told."""
-    return {
-        "time_attr": "training_iteration",
-        "metric": setup.task.metric,
-        "mode": setup.task.mode,
-        "max_t": setup.max_epochs,
-    }
-
-
 def _asha(setup: Setup) -> Search:
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
     from tune_ext.benchmark.tune_parts import StreamSearch
 
-    scheduler = AsyncHyperBandScheduler(**_halving(setup))
+    scheduler = AsyncHyperBandScheduler(**halving(setup))
     return Search(StreamSearch(setup), scheduler, stops_trials=True)
 
 
@@ -179,25 +115,51 @@ def _hyperband(setup: Setup) -> Search:
 
     from tune_ext.benchmark.tune_parts import StreamSearch
 
-    scheduler = HyperBandScheduler(**_halving(setup), reduction_factor=REDUCTION_FACTOR)
+    scheduler = HyperBandScheduler(**halving(setup), reduction_factor=REDUCTION_FACTOR)
     return Search(StreamSearch(setup), scheduler, stops_trials=True)
 
 
-def _bohb(setup: Setup) -> Search:
-    from ray.tune.schedulers import HyperBandForBOHB
-    from ray.tune.search.bohb import TuneBOHB
+def _median(setup: Setup) -> Search:
+    """The median stopping rule over random search, from a quarter of the full length on.
 
-    # TuneBOHB takes points off the list that it is given and seeds the space: own copies.
-    first = list(itertools.islice(setup.configurations(), BOHB_FIRST_POINTS))
-    search = TuneBOHB(
-        space=copy.deepcopy(setup.task.space),
+    Ray's rule would pause every trial until three others are as long, and with a searcher that
+    never ends there are always new ones to start instead; here none is paused for that: the
+    first three train in full.
+    """
+    from ray.tune.schedulers import MedianStoppingRule
+
+    from tune_ext.benchmark.tune_parts import StreamSearch
+
+    rule = MedianStoppingRule(
+        time_attr="training_iteration",
         metric=setup.task.metric,
         mode=setup.task.mode,
-        points_to_evaluate=first,
-        seed=derive_seed(setup.seed, "bohb") % 2**32,
+        grace_period=max(1, setup.max_epochs // 4),
+        min_time_slice=math.inf,
     )
-    scheduler = HyperBandForBOHB(**_halving(setup), reduction_factor=REDUCTION_FACTOR)
-    return Search(search, scheduler, stops_trials=True)
+    return Search(StreamSearch(setup), rule)
+
+
+def _pbt(setup: Setup) -> Search:
+    """Ray's PBT: as many members as the budget trains in full, two at least.
+
+    A member that ends early, because it has diverged, is replaced by a new random one. What
+    is recommended is a schedule; it is replayed from scratch with the evaluation's seeds.
+    """
+    from ray.tune.search import ConcurrencyLimiter
+
+    from tune_ext.benchmark._population import Population
+    from tune_ext.benchmark.tune_parts import StreamSearch
+
+    members = ConcurrencyLimiter(StreamSearch(setup), max_concurrent=max(2, setup.trainings))
+    scheduler = Population(setup, interval=max(1, setup.max_epochs // PBT_INTERVALS))
+    return Search(
+        members,
+        scheduler,
+        answer=scheduler.answer,
+        details=scheduler.details,
+        schedule=scheduler.schedule,
+    )
 
 
 def _autohyper(setup: Setup) -> Search:
@@ -210,12 +172,12 @@ def _autohyper(setup: Setup) -> Search:
     from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 
     probe = min(PROBE_EPOCHS, setup.max_epochs)
-    # One trial at a time: speculative probes would cost budget and save no time.
+    # No more trials at a time than workers: speculative probes cost budget.
     search = AutoHyperSearch(
         space=copy.deepcopy(setup.task.space),
         probe_epochs=probe,
         final_trials=0,
-        max_concurrent=1,
+        max_concurrent=setup.workers,
     )
     scheduler = AutoHyperScheduler(probe_epochs=probe, max_t=setup.max_epochs)
     return Search(
@@ -228,7 +190,7 @@ def _autohyper(setup: Setup) -> Search:
 
 
 def _exptest(setup: Setup) -> Search:
-    """Rungs alone (`final_trials=0`), one at a time, each as many epochs as it needs.
+    """Rungs alone (`final_trials=0`), one a worker, each as many epochs as it needs.
 
     Like autoHyper's, its answer needs no full-length training inside the search and no
     validation data. It searches the learning rate; other parameters have their default.
@@ -238,7 +200,11 @@ def _exptest(setup: Setup) -> Search:
     plan = plan_rungs(setup.task, setup.seed)
     space = ConfigurationSpace(space={"lr": copy.deepcopy(setup.task.space["lr"])})
     search = ExpTestSearch(
-        space=space, bound=plan.bound, steps=plan.steps, final_trials=0, max_concurrent=1
+        space=space,
+        bound=plan.bound,
+        steps=plan.steps,
+        final_trials=0,
+        max_concurrent=setup.workers,
     )
     return Search(
         search,
@@ -267,24 +233,117 @@ def _nothing_left(task: Task) -> str | None:
     return reason
 
 
+def _at_least(epochs: int, why: str) -> Callable[[Task], str | None]:
+    """Unsuited where the full length is less than so many epochs."""
+
+    def check(task: Task) -> str | None:
+        if task.max_epochs >= epochs:
+            return None
+        length = "one epoch" if task.max_epochs == 1 else f"{task.max_epochs} epochs"
+        return f"{task.name} trains for {length}: {why}"
+
+    return check
+
+
+_NOTHING_TO_STOP = _at_least(2, "there is no earlier result to stop a trial by")
+_NO_BRACKET = _at_least(3, "HyperBand, which trains a third as long, has nothing to halve")
+
+
+def _no_weights(task: Task) -> str | None:
+    if task.simulated:
+        return f"{task.name} is looked up: it has no weights that one trial could hand to another"
+    return _at_least(2, "there is no time between the start and the end to change anything")(task)
+
+
+def _no_evolution_strategy(task: Task) -> str | None:
+    """Where Optuna's CMA-ES would draw at random without a word."""
+    if names := unordered(task.space):
+        return f"the choices of {', '.join(names)} have no order: CMA-ES would draw them at random"
+    if len(task.space) < 2:
+        return f"{task.name} searches one parameter here: Optuna's CMA-ES would draw it at random"
+    return None
+
+
+def _no_response(task: Task) -> str | None:
+    if not task.measures_response:
+        return f"{task.name} does not measure the response of the network"
+    if names := not_floats(task.space):
+        return f"autoHyper moves real numbers, and {', '.join(names)} are not"
+    return None
+
+
 _HPBANDSTER = {"hpbandster": "pip install hpbandster (it needs a C compiler)"}
+_OPTUNA = {"optuna": "pip install optuna"}
+_CMA = {**_OPTUNA, "cmaes": "pip install cmaes"}
+_SMAC = {"smac": "pip install smac"}
 
 METHODS: dict[str, Method] = {
     "default": Method("the optimiser's default rate; no search", None),
-    "one-epoch": Method("screen many at random for one epoch, train the best few", _one_epoch),
+    "grid": Method("a grid, every point at full length", _grid),
+    "one-epoch": Method(
+        "screen many at random for one epoch, train the best few",
+        _one_epoch,
+        "early stopping",
+        unsuited=_at_least(2, "one epoch is the full length; use random"),
+    ),
     "random": Method("random search, every trial at full length", _random),
-    "asha": Method("Ray's ASHA over random configurations", _asha),
-    "hyperband": Method("Ray's HyperBandScheduler over random configurations", _hyperband),
-    "bohb": Method("Ray's TuneBOHB with HyperBandForBOHB", _bohb, _HPBANDSTER),
+    "tpe": Method("Optuna's tree-structured Parzen estimator", _models.tpe, "model", _OPTUNA),
+    "gp": Method("Optuna's Gaussian process", _models.gp, "model", _OPTUNA),
+    "cma-es": Method(
+        "Optuna's CMA-ES", _models.cma_es, "evolution", _CMA, unsuited=_no_evolution_strategy
+    ),
+    "nsga2": Method("Optuna's NSGA-II, a genetic algorithm", _models.nsga2, "evolution", _OPTUNA),
+    "smac": Method("SMAC3: expected improvement by a random forest", _models.smac, "model", _SMAC),
+    "median": Method(
+        "Ray's median stopping rule over random configurations",
+        _median,
+        "early stopping",
+        unsuited=_NOTHING_TO_STOP,
+    ),
+    "asha": Method(
+        "Ray's ASHA over random configurations",
+        _asha,
+        "early stopping",
+        unsuited=_NOTHING_TO_STOP,
+    ),
+    "asha+tpe": Method(
+        "Ray's ASHA over Optuna's TPE",
+        _models.asha_tpe,
+        "model + early stopping",
+        _OPTUNA,
+        unsuited=_NOTHING_TO_STOP,
+    ),
+    "hyperband": Method(
+        "Ray's HyperBandScheduler over random configurations",
+        _hyperband,
+        "early stopping",
+        unsuited=_NO_BRACKET,
+    ),
+    "bohb": Method(
+        "Ray's TuneBOHB with HyperBandForBOHB",
+        _models.bohb,
+        "model + early stopping",
+        _HPBANDSTER,
+        unsuited=_NO_BRACKET,
+    ),
+    "pbt": Method(
+        "Ray's PopulationBasedTraining; its answer is a schedule",
+        _pbt,
+        "population",
+        unsuited=_no_weights,
+    ),
     "autohyper": Method(
         "autoHyper: a trust region on the response of the network",
         _autohyper,
+        "ours",
+        unsuited=_no_response,
         chooses="the response",
         ours=True,
     ),
     "exptest": Method(
         "ExpTest: a ladder of learning rates, tested for decay of the training loss",
         _exptest,
+        "ours",
         unsuited=no_ladder,
         chooses="the training loss of short runs",
         ours=True,
@@ -292,6 +351,7 @@ METHODS: dict[str, Method] = {
     "exptest+random": Method(
         "random search of the other parameters; each trial finds its rate by ExpTest",
         _exptest_random,
+        "ours",
         unsuited=_nothing_left,
         ours=True,
     ),

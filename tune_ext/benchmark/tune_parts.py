@@ -7,7 +7,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +140,23 @@ class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
         setup: Names the space and the seed.
         limit: Finish after this many; None goes on without end.
         fixed: Values that are suggested instead of those drawn.
+        points: These are suggested instead of random ones, and no others.
     """
 
     def __init__(
-        self, setup: Setup, limit: int | None = None, fixed: Mapping[str, Any] | None = None
+        self,
+        setup: Setup,
+        limit: int | None = None,
+        fixed: Mapping[str, Any] | None = None,
+        points: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(metric=setup.task.metric, mode=setup.task.mode)
         self._fixed = dict(fixed or {})
-        self._stream = setup.configurations()
+        self._stream: Iterator[Mapping[str, Any]] = (
+            setup.configurations() if points is None else iter(list(points))
+        )
         self._suggested = 0
-        self._limit = limit
+        self._limit = limit if points is None else len(points)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next configuration, or `FINISHED`."""
@@ -173,6 +180,53 @@ class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
         wanted = int(Path(checkpoint_path).read_text(encoding="utf-8"))
         for _ in itertools.islice(self._stream, wanted - self._suggested):
             self._suggested += 1
+
+
+class NumberedSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
+    """Lets a searcher that knows no ordinals search their numbers.
+
+    Args:
+        searcher: What suggests whole numbers for the parameters in `values`.
+        values: What these numbers stand for.
+    """
+
+    def __init__(self, searcher: Searcher, values: Mapping[str, Sequence[Any]]) -> None:
+        super().__init__(metric=searcher.metric, mode=searcher.mode)
+        self.searcher, self._values = searcher, values
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The searcher's suggestion, of plain values and with those that the numbers mean."""
+        config = self.searcher.suggest(trial_id)
+        if not isinstance(config, dict):
+            return config  # type: ignore[no-any-return] # nothing now, or nothing more
+        plain = {k: v.item() if hasattr(v, "item") else v for k, v in config.items()}
+        return {k: self._values[k][v] if k in self._values else v for k, v in plain.items()}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Hand it on."""
+        self.searcher.on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Hand it on."""
+        self.searcher.on_trial_complete(trial_id, result=result, error=error)
+
+    def on_pause(self, trial_id: str) -> None:
+        """Hand it on."""
+        self.searcher.on_pause(trial_id)
+
+    def on_unpause(self, trial_id: str) -> None:
+        """Hand it on."""
+        self.searcher.on_unpause(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Hand it on."""
+        self.searcher.save(checkpoint_path)
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Hand it on."""
+        self.searcher.restore(checkpoint_path)
 
 
 class ScreeningScheduler(FIFOScheduler):  # type: ignore[misc] # Ray's classes are untyped
