@@ -11,30 +11,30 @@ goes on: a search that was ended still has its best trial so far evaluated.
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from tune_ext._checks import check_count
-from tune_ext.benchmark.methods import METHODS, check_methods, missing, unsuited
+from tune_ext.benchmark.cell_run import CellRun, Phase, Place
+from tune_ext.benchmark.methods import check_methods, missing, unsuited
 from tune_ext.benchmark.processes import WorkerProcess
-from tune_ext.benchmark.records import (
-    CellRecord,
-    History,
-    RecordStore,
-    anytime,
-    best_trial,
-    provenance,
-)
+from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.study import Cell, Study
 from tune_ext.errors import InvalidValueError, MissingDependencyError
 
-__all__ = ["CellRun", "Observer", "Phase", "default_jobs", "run_study", "split_available"]
+__all__ = [
+    "CellRun",
+    "Observer",
+    "Phase",
+    "Place",
+    "default_jobs",
+    "run_study",
+    "split_available",
+]
 
 # What a worker needs before anything is imported in it. Torch takes its number of threads
 # from OMP_NUM_THREADS, and Ray hands that on to the processes of its trials.
@@ -57,14 +57,6 @@ _ENVIRONMENT = {
 }
 
 
-class Phase(Enum):
-    """Where a cell stands."""
-
-    SEARCH = "search"
-    EVALUATE = "evaluate"
-    DONE = "done"
-
-
 class Observer(Protocol):
     """Who wants to know how the study goes on; every method may do nothing."""
 
@@ -81,153 +73,11 @@ class Observer(Protocol):
         """A cell has been recorded."""
 
 
-@dataclass
-class CellRun:
-    """A cell in progress, as the runner sees it: pure state, no processes.
-
-    Args:
-        cell: What runs.
-        study: The study that it belongs to.
-        clock: Seconds, for durations and deadlines.
-    """
-
-    cell: Cell
-    study: Study
-    clock: Callable[[], float] = time.monotonic
-    phase: Phase = Phase.SEARCH
-    history: History = field(default_factory=History)
-    trained_finally: int = 0
-    tests: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    recommendation: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-    journaled: int = 0
-
-    def __post_init__(self) -> None:
-        self.started = self.last_progress = self.phase_started = self.clock()
-        self._seconds = {Phase.SEARCH: 0.0, Phase.EVALUATE: 0.0}
-        self._answer: dict[str, Any] | None = None
-        self._again = False
-        if METHODS[self.cell.method].build is None:
-            self._recommend()
-
-    @property
-    def best(self) -> float | None:
-        """The best validation error of the search so far."""
-        curve = anytime(self.history)
-        return curve[-1][1] if curve else None
-
-    def request(self, journal: Path) -> tuple[str, dict[str, Any]]:
-        """The message that starts the present phase."""
-        task = self.cell.task.to_json()
-        if self.phase is Phase.SEARCH:
-            return "search", {
-                "task": task,
-                "method": self.cell.method,
-                "seed": self.cell.seed,
-                "budget": self.study.budget,
-                "journal": str(journal),
-            }
-        return "evaluate", {
-            "task": task,
-            "config": self.recommendation["config"],
-            "seeds": self.study.evaluation_seeds(self.cell.seed),
-        }
-
-    def handle(self, kind: str, payload: Any) -> None:
-        """Take a message from the worker; may move on to the next phase."""
-        self.last_progress = self.clock()
-        if kind == "epoch":
-            self.history.add(
-                payload["trial_id"], payload["config"], payload["result"], payload["seconds"]
-            )
-        elif kind == "searched":
-            self._answer = payload["answer"]
-            self.details = payload["details"]
-            if payload["errors"]:
-                count, last = len(payload["errors"]), payload["errors"][-1]
-                self.failures.append(f"{count} of its trials crashed, the last with {last}")
-            self._recommend()
-        elif kind == "final":
-            self.trained_finally += 1
-        elif kind == "evaluated":
-            self.tests = payload
-            if any(t["test_error"] is None for t in payload):
-                self.failures.append("the recommendation diverged at full length")
-            self._enter(Phase.DONE)
-        elif kind == "error":
-            self.fail(payload)
-
-    def overdue(self) -> str | None:
-        """Why the watchdog should end the present phase, or None."""
-        now = self.clock()
-        if now - self.last_progress > self.study.stall_seconds:
-            return f"no progress for {self.study.stall_seconds:g} s"
-        if now - self.started > self.study.cell_seconds:
-            return f"not finished within {self.study.cell_seconds:g} s"
-        return None
-
-    def fail(self, reason: str) -> None:
-        """The present phase failed; a failed search still has its best trial evaluated.
-
-        A search that fails before its first epoch is tried once more: on a busy machine
-        that is no fault of the method.
-        """
-        used = max(len(self.history), self.journaled)
-        if self.phase is Phase.SEARCH and not used and not self._again:
-            self._again = True
-        elif self.phase is Phase.SEARCH:
-            self.failures.append(f"search, after {used} epochs: {reason}")
-            self._recommend()
-        else:
-            self.failures.append(f"evaluation: {reason}")
-            self._enter(Phase.DONE)
-        self.started = self.last_progress = self.clock()
-
-    def _enter(self, phase: Phase) -> None:
-        now = self.clock()
-        self._seconds[self.phase] = now - self.phase_started
-        self.phase, self.phase_started = phase, now
-
-    def _recommend(self) -> None:
-        best = best_trial(self.history)
-        if self._answer is not None:
-            self.recommendation = {"config": self._answer, "source": "method"}
-        elif best is not None:
-            self.recommendation = {**best, "source": "validation"}
-        else:
-            default = dict(self.cell.task.create().default_config)
-            self.recommendation = {"config": default, "source": "default"}
-            if METHODS[self.cell.method].build is not None:
-                self.failures.append("no finite result: the default was evaluated instead")
-        self._enter(Phase.EVALUATE)
-
-    def record(self) -> CellRecord:
-        """The finished cell."""
-        return CellRecord(
-            task=self.cell.task.to_json(),
-            method=self.cell.method,
-            seed=self.cell.seed,
-            budget=self.study.budget,
-            epochs_used=max(len(self.history), self.journaled),
-            recommendation=self.recommendation,
-            tests=self.tests,
-            failures=self.failures,
-            trials=self.history.trials(),
-            history=self.history.to_json(),
-            anytime=anytime(self.history),
-            search_seconds=round(self._seconds[Phase.SEARCH], 3),
-            evaluation_seconds=round(self._seconds[Phase.EVALUATE], 3),
-            details=self.details,
-            provenance=provenance(),
-        )
-
-
 class _Job:
     """A worker process and the cell that it runs."""
 
-    def __init__(self, module: str, log: Path) -> None:
-        self._module, self._log = module, log
+    def __init__(self, module: str, log: Path, place: Place) -> None:
+        self._module, self._log, self._place = module, log, place
         self._worker: WorkerProcess | None = None
         self.run: CellRun | None = None
 
@@ -245,10 +95,17 @@ class _Job:
         """Start a cell's present phase."""
         self.run = run
         worker = self._process()
-        journal = worker.scratch / "journal.txt"
-        if run.phase is Phase.SEARCH:
+        journal = self._journal
+        if journal is not None and run.phase is Phase.SEARCH:
             journal.write_text("", encoding="utf-8")
         worker.send(*run.request(journal))
+
+    @property
+    def _journal(self) -> Path | None:
+        """Where trials count their epochs; nowhere on a cluster or where nothing is trained."""
+        if self._worker is None or self.run is None or self.run.task.simulated:
+            return None
+        return None if self._place.address else self._worker.scratch / "journal.txt"
 
     def receive(self) -> None:
         """Handle what the worker has sent."""
@@ -289,9 +146,9 @@ class _Job:
         self._go_on(phase)
 
     def _count_epochs(self) -> None:
-        if self._worker is None or self.run is None or self.run.phase is not Phase.SEARCH:
+        journal = self._journal
+        if journal is None or self.run is None or self.run.phase is not Phase.SEARCH:
             return
-        journal = self._worker.scratch / "journal.txt"
         if journal.exists():
             with journal.open(encoding="utf-8") as file:
                 self.run.journaled = sum(1 for _ in file)
@@ -321,23 +178,24 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
     """
     check_methods(study.methods)
     problems = {m: why for m in study.methods if (why := missing(m))}
-    problems |= {t.name: why for t in study.tasks if (why := t.create().missing())}
+    problems |= {t.label: why for t in study.tasks if (why := t.create().missing())}
     methods = tuple(m for m in study.methods if m not in problems)
-    tasks = tuple(t for t in study.tasks if t.name not in problems)
+    tasks = tuple(t for t in study.tasks if t.label not in problems)
     if not methods or not tasks:
         raise MissingDependencyError("; ".join(f"{n}: {why}" for n, why in problems.items()))
-    cells = replace(study, methods=methods, tasks=tasks).cells()
     pairs = {
-        f"{c.method} on {c.task.name}": why for c in cells if (why := unsuited_cell(c)) is not None
+        _pair(method, task.label): why
+        for task in tasks
+        for method in methods
+        if (why := unsuited(method, task.create())) is not None
     }
     if len(pairs) == len(methods) * len(tasks):
         raise InvalidValueError("; ".join(f"{n}: {why}" for n, why in pairs.items()))
     return replace(study, methods=methods, tasks=tasks), problems | pairs
 
 
-def unsuited_cell(cell: Cell) -> str | None:
-    """Why the cell's method cannot search its task; None if it can."""
-    return unsuited(cell.method, cell.task.create())
+def _pair(method: str, label: str) -> str:
+    return f"{method} on {label}"
 
 
 def run_study(
@@ -346,6 +204,7 @@ def run_study(
     observer: Observer,
     *,
     jobs: int = 1,
+    place: Place | None = None,
     worker: str = "tune_ext.benchmark.worker",
 ) -> list[CellRecord]:
     """Run every cell that has no record yet, and return the records of all cells.
@@ -357,7 +216,8 @@ def run_study(
         study: What to run.
         store: Where the records are; finished cells are not run again.
         observer: Told how it goes on.
-        jobs: How many cells run at once, each on one core.
+        jobs: How many cells run at once.
+        place: Where trials are trained; by default each job has a small Ray of its own.
         worker: The module that runs as a worker process.
 
     Raises:
@@ -369,7 +229,7 @@ def run_study(
     runnable, unavailable = split_available(study)
     with store.locked():
         finished = {r.key: r for r in store.open(study, unavailable)}
-        cells = [c for c in runnable.cells() if unsuited_cell(c) is None]
+        cells = [c for c in runnable.cells() if _pair(c.method, c.task.label) not in unavailable]
         before = [finished[c.key] for c in cells if c.key in finished]
         waiting = deque(c for c in cells if c.key not in finished)
         observer.begin(study, len(cells), before, jobs)
@@ -378,28 +238,30 @@ def run_study(
         logs = store.directory / "logs"
         if waiting:
             logs.mkdir(exist_ok=True)
-        crew = [_Job(worker, logs / f"job-{n}.log") for n in range(min(jobs, len(waiting)))]
+        place = place or Place()
+        crew = [_Job(worker, logs / f"job-{n}.log", place) for n in range(min(jobs, len(waiting)))]
         ended = False
         try:
-            for record in _work(study, crew, waiting, observer):
+            for record in _work(study, crew, waiting, observer, place):
                 store.append(record)
                 finished[record.key] = record
                 observer.finish_cell(record)
             ended = True
         finally:
+            store.close()
             for job in crew:
                 job.close(kill=not ended)
     return [finished[c.key] for c in cells]
 
 
 def _work(
-    study: Study, crew: list[_Job], waiting: deque[Cell], observer: Observer
+    study: Study, crew: list[_Job], waiting: deque[Cell], observer: Observer, place: Place
 ) -> Iterator[CellRecord]:
     """Yield a record whenever a cell is finished."""
     while True:
         for job in crew:
             if job.run is None and waiting:
-                job.begin(CellRun(waiting.popleft(), study))
+                job.begin(CellRun(waiting.popleft(), study, place=place))
         running = [job for job in crew if job.run is not None]
         if not running:
             return

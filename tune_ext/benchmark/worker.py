@@ -1,12 +1,16 @@
-"""The process in which cells run: its own small Ray, one trial at a time, one thread.
+"""The process in which cells run: its own small Ray, one thread, one trial at a time or a few.
 
-The runner starts it as `python -m tune_ext.benchmark.worker FD`, in a process group of its
-own, and talks to it over the pipe FD. One worker runs many cells, so that Ray and torch
+The runner starts it as `python -m tune_ext.benchmark.worker FD SCRATCH`, in a process group of
+its own, and talks to it over the pipe FD. One worker runs many cells, so that Ray and torch
 start once. Messages are (kind, payload) pairs:
 
 * to the worker: ("search", dict), ("evaluate", dict), ("stop", None)
-* from it: ("alive", what), ("epoch", dict), ("searched", dict), ("final", dict),
-  ("evaluated", list), ("error", text)
+* from it: ("alive", what), ("epoch", dict), ("history", dict), ("searched", dict),
+  ("final", dict), ("evaluated", list), ("failed", text) after which it can go on, and
+  ("error", text) after which it is better replaced
+
+A task that is trained tells every epoch at once. One that is looked up runs in this process,
+on a simulated clock and without a Ray, and tells its history now and then and at its end.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,10 +32,18 @@ import numpy as np
 
 from tune_ext.benchmark.methods import METHODS, Search, Setup
 from tune_ext.benchmark.study import TaskSpec
+from tune_ext.benchmark.tally import Tally, epochs_allowed
+from tune_ext.benchmark.tasks import Task, TaskRun
 
 __all__ = ["main"]
 
 _RAY_STARTS = 3
+
+_TELL_EVERY = 0.5
+"""Seconds between two messages from a simulated search."""
+
+_PILOTS = 32
+"""Random configurations whose first epochs say what an epoch of a simulated task costs."""
 
 
 def main() -> None:
@@ -50,10 +63,12 @@ def main() -> None:
             break
         try:
             {"search": worker.search, "evaluate": worker.evaluate}[kind](payload)
-        except Exception:
+        except Exception as error:
             # Whatever went wrong belongs into the cell's record; the runner decides.
             traceback.print_exc()
-            pipe.send(("error", traceback.format_exc().strip().splitlines()[-1]))
+            simulated = TaskSpec(**payload["task"]).create().simulated
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            pipe.send(("failed" if simulated else "error", what))
     worker.close()
 
 
@@ -69,6 +84,7 @@ class _Worker:
         self._pipe = pipe
         self._scratch = scratch
         self._ray_runs = False
+        self._epoch_seconds: dict[str, float] = {}
 
     def close(self) -> None:
         if self._ray_runs:
@@ -76,8 +92,8 @@ class _Worker:
 
             ray.shutdown()
 
-    def _start_ray(self) -> None:
-        """Start this worker's own Ray; a start that fails is tried again.
+    def _start_ray(self, place: Mapping[str, Any], workers: int) -> None:
+        """Start this worker's own Ray, or connect to a cluster; tried again when it fails.
 
         Several workers look for free ports at the same time. One that loses the race must
         not count as a failure of the method that was to run.
@@ -86,19 +102,19 @@ class _Worker:
             return
         import ray
 
+        own: dict[str, Any] = {
+            "address": "local",
+            "num_cpus": max(1, math.ceil(workers * place["cpus_per_trial"])),
+            "num_gpus": math.ceil(workers * place["gpus_per_trial"]),
+            "include_dashboard": False,
+            "object_store_memory": 80 * 1024**2,
+            "_temp_dir": str(self._scratch / "ray"),
+        }
+        where = own if place["address"] is None else {"address": place["address"]}
         for attempt in range(1, _RAY_STARTS + 1):
             self._pipe.send(("alive", f"starting Ray, attempt {attempt}"))
             try:
-                ray.init(
-                    address="local",
-                    num_cpus=1,
-                    num_gpus=0,
-                    include_dashboard=False,
-                    object_store_memory=80 * 1024**2,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(self._scratch / "ray"),
-                )
+                ray.init(**where, log_to_driver=False, logging_level="ERROR")
                 break
             except (OSError, RuntimeError):
                 traceback.print_exc()
@@ -109,101 +125,227 @@ class _Worker:
         self._pipe.send(("alive", "Ray started"))
 
     def search(self, request: dict[str, Any]) -> None:
-        """Run one method's search, and send every epoch."""
-        self._start_ray()
-        task = TaskSpec(**request["task"])
-        setup = Setup(task.create(), request["budget"], request["seed"])
-        # Ray's TuneBOHB draws from numpy's global generator: only a seed there makes it
-        # repeatable. This process serves nothing but cells, so the global state is its own.
-        np.random.seed(request["seed"] % 2**32)  # noqa: NPY002
+        """Run one method's search, and tell its epochs."""
+        spec = TaskSpec(**request["task"])
+        task = spec.create()
+        if not task.simulated:
+            self._start_ray(request["place"], request["workers"])
         build = METHODS[request["method"]].build
         if build is None:
             raise RuntimeError(f"method {request['method']!r} has no search")
+        setup = Setup(task, self._epochs(task, spec, request), request["seed"])
+        # Ray's TuneBOHB draws from numpy's global generator: only a seed there makes it
+        # repeatable. This process serves nothing but cells, so the global state is its own.
+        np.random.seed(request["seed"] % 2**32)  # noqa: NPY002
         search = build(setup)
-        errors = self._tune(search, setup, task, request["journal"])
+        tally = Tally(task, request["unit"], search.answer)
+        run = self._simulate if task.simulated else self._tune
+        ended = run(search, setup, tally, request)
         answer = search.answer()
+        schedule = getattr(search, "schedule", None)
         self._pipe.send(
             (
                 "searched",
                 {
                     "answer": None if answer is None else dict(answer),
+                    "schedule": None if schedule is None else schedule(),
                     "details": search.details(),
-                    "errors": errors,
+                    "incumbent": tally.look(ended["makespan"]),
+                    **ended,
                 },
             )
         )
 
-    def _tune(self, search: Search, setup: Setup, task: TaskSpec, journal: str) -> list[str]:
+    def _epochs(self, task: Task, spec: TaskSpec, request: Mapping[str, Any]) -> int:
+        """How many epochs the budget allows, for methods that plan with them.
+
+        A budget in seconds is divided by what an epoch costs: the mean over the first epochs
+        of some random configurations where epochs are looked up, else the time of an epoch
+        of the default configuration, trained here outside the budget.
+        """
+        allowed = epochs_allowed(request["budget"], request["unit"], task.max_epochs)
+        if allowed is not None:
+            return allowed
+        if spec.label not in self._epoch_seconds:
+            self._epoch_seconds[spec.label] = _epoch_seconds(task)
+        return max(1, int(request["budget"] / self._epoch_seconds[spec.label]))
+
+    def _stopper(
+        self, search: Search, setup: Setup, request: Mapping[str, Any], watch: Any, report: Any
+    ) -> Any:
+        from tune_ext.benchmark.tune_parts import BudgetStopper
+
+        full_length = None if search.stops_trials else setup.max_epochs
+        if request["unit"] == "seconds":
+            return BudgetStopper(
+                request["budget"], full_length, report, lambda: watch.hopeless, _cost
+            )
+        return BudgetStopper(setup.budget, full_length, report, lambda: watch.hopeless)
+
+    def _simulate(
+        self, search: Search, setup: Setup, tally: Tally, request: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from tune_ext.benchmark.simulation import simulate
+        from tune_ext.benchmark.tune_parts import LookupTrainable, Watch
+
+        watch = Watch()
+        told = time.monotonic()
+
+        def report(trial_id: str, result: dict[str, Any]) -> None:
+            nonlocal told
+            tally.add(trial_id, result, result["simulated_time"], _cost(result))
+            if time.monotonic() - told > _TELL_EVERY:
+                self._tell_history(tally)
+                told = time.monotonic()
+
+        try:
+            done = simulate(
+                lambda config: LookupTrainable(setup.task, setup.seed, config),
+                search_alg=search.search_alg,
+                scheduler=search.scheduler,
+                stopper=self._stopper(search, setup, request, watch, report),
+                callbacks=[watch],
+                workers=request["workers"],
+                storage=str(self._scratch / "storage"),
+            )
+        finally:
+            self._tell_history(tally)
+        if watch.hopeless:
+            raise RuntimeError(f"{len(done.errors)} trials crashed: {done.errors[-1]}")
+        return {"makespan": done.clock, "busy_seconds": done.busy, "errors": list(done.errors)}
+
+    def _tell_history(self, tally: Tally) -> None:
+        self._pipe.send(("history", {"history": tally.history, "incumbents": tally.incumbents}))
+
+    def _tune(
+        self, search: Search, setup: Setup, tally: Tally, request: Mapping[str, Any]
+    ) -> dict[str, Any]:
         from ray import tune
 
-        from tune_ext.benchmark.tune_parts import BudgetStopper, TaskTrainable, Watch
+        from tune_ext.benchmark.tune_parts import TaskTrainable, Watch
 
         started = time.monotonic()
         watch = Watch()
-        names = set(setup.task.space.keys())
 
         def report(trial_id: str, result: dict[str, Any]) -> None:
-            config = {k: v for k, v in result["config"].items() if k in names}
-            config |= result["found"]  # what the trial has found by itself
             seconds = time.monotonic() - started
+            incumbent = tally.add(trial_id, result, seconds, _cost(result))
             row = {k: v for k, v in result.items() if isinstance(v, int | float)}
-            self._pipe.send(
-                (
-                    "epoch",
-                    {"trial_id": trial_id, "config": config, "result": row, "seconds": seconds},
-                )
-            )
+            told = {"trial_id": trial_id, "config": tally.config_of(result), "result": row}
+            self._pipe.send(("epoch", {**told, "seconds": seconds, "incumbent": incumbent}))
 
-        stopper = BudgetStopper(
-            setup.budget,
-            None if search.stops_trials else setup.max_epochs,
-            report,
-            lambda: watch.hopeless,
-        )
-        tune.run(
-            tune.with_parameters(TaskTrainable, task=task, seed=setup.seed, journal=journal),
-            name=f"cell-{time.time_ns()}",
-            search_alg=search.search_alg,
-            scheduler=search.scheduler,
-            stop=stopper,
-            callbacks=[watch],
-            num_samples=-1,
-            reuse_actors=True,
-            resources_per_trial={"cpu": 1},
-            storage_path=str(self._scratch / "storage"),
-            verbose=0,
-            raise_on_failed_trial=False,
-        )
+        place = request["place"]
+        storage = place["storage"] or str(self._scratch / "storage")
+        name = f"cell-{os.getpid()}-{time.time_ns()}"
+        try:
+            tune.run(
+                tune.with_parameters(
+                    TaskTrainable,
+                    task=TaskSpec(**request["task"]),
+                    seed=setup.seed,
+                    journal=request["journal"],
+                ),
+                name=name,
+                search_alg=search.search_alg,
+                scheduler=search.scheduler,
+                stop=self._stopper(search, setup, request, watch, report),
+                callbacks=[watch],
+                num_samples=-1,
+                reuse_actors=True,
+                resources_per_trial={
+                    "cpu": place["cpus_per_trial"],
+                    "gpu": place["gpus_per_trial"],
+                },
+                storage_path=storage,
+                verbose=0,
+                raise_on_failed_trial=False,
+            )
+        finally:
+            if place["storage"] is not None and "://" not in storage:
+                shutil.rmtree(Path(storage, name), ignore_errors=True)
         if watch.hopeless:
             raise RuntimeError(f"{len(watch.errors)} trials crashed: {watch.errors[-1]}")
-        return watch.errors
+        makespan = time.monotonic() - started
+        return {"makespan": makespan, "busy_seconds": tally.cost, "errors": watch.errors}
 
     def evaluate(self, request: dict[str, Any]) -> None:
-        """Train a configuration at full length from scratch, and test it once a seed."""
+        """Test a configuration once a seed, each time trained in full from scratch.
+
+        A simulated task has nothing to train: one look at its test error is enough.
+        """
         task = TaskSpec(**request["task"]).create()
+        if task.simulated:
+            self._pipe.send(("evaluated", [_look_up(task, request)]))
+            return
         tests = []
         for number, seed in enumerate(request["seeds"]):
             started = time.monotonic()
-            run = task.start(request["config"], seed=seed)
+            run: TaskRun | None = None
             metrics: dict[str, Any] = {}
-            for epoch in range(1, task.max_epochs + 1):
+            switches = dict(request.get("schedule") or [(0, request["config"])])
+            for epoch in range(task.max_epochs):
+                if epoch in switches:
+                    run = _switch(task, run, switches[epoch], seed)
+                if run is None:
+                    raise RuntimeError(f"the schedule {switches} does not begin at epoch 0")
                 metrics = run.train_epoch()
-                self._pipe.send(("final", {"number": number, "epoch": epoch}))
+                self._pipe.send(("final", {"number": number, "epoch": epoch + 1}))
                 if metrics.get("diverged"):
                     break
+            if run is None:
+                raise RuntimeError(f"{task.name} has no epoch to train")
             test = {} if metrics.get("diverged") else run.test()
             tests.append(
                 {
-                    "seed": seed,
-                    "test_error": _finite(test.get("test_error")),
-                    "test_loss": _finite(test.get("test_loss")),
-                    "validation_error": _finite(metrics.get("validation_error")),
+                    **_tested(seed, test, metrics),
                     "response_mean": _finite(metrics.get("response_mean")),
                     "epochs": run.epoch,
                     "seconds": round(time.monotonic() - started, 3),
                 }
             )
         self._pipe.send(("evaluated", tests))
+
+
+def _switch(task: Task, run: TaskRun | None, config: Mapping[str, Any], seed: int) -> TaskRun:
+    """Go on with another configuration; without a run, begin."""
+    new = task.start(config, seed=seed)
+    if run is not None:
+        new.load_state_dict(run.state_dict())
+    return new
+
+
+def _look_up(task: Task, request: Mapping[str, Any]) -> dict[str, Any]:
+    seed = request["seeds"][0]
+    return _tested(seed, task.start(request["config"], seed=seed).test(), {})
+
+
+def _tested(seed: int, test: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "test_error": _finite(test.get("test_error")),
+        "test_loss": _finite(test.get("test_loss")),
+        "validation_error": _finite(metrics.get("validation_error")),
+    }
+
+
+def _cost(result: Mapping[str, Any]) -> float:
+    """Seconds that an epoch was trained: measured, or on the simulated clock."""
+    return float(result["train_seconds"] if "train_seconds" in result else result["seconds"])
+
+
+def _epoch_seconds(task: Task) -> float:
+    """What an epoch costs; see `_Worker._epochs`."""
+    if task.simulated:
+        drawn = Setup(task, 1, 0).configurations()
+        runs = [task.start(next(drawn), seed=0) for _ in range(_PILOTS)]
+        return float(np.mean([run.train_epoch()["seconds"] for run in runs]))
+    run = task.start(task.default_config, seed=0)
+    seconds = []
+    for _ in range(min(2, task.max_epochs)):  # the first one loads the data
+        started = time.perf_counter()
+        run.train_epoch()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _finite(value: float | None) -> float | None:
