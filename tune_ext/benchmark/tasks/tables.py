@@ -154,8 +154,7 @@ def _sources() -> dict[str, _Source]:
         "nasbench201-imagenet": _Source(_NASBENCH, "imagenet", "ImageNet16-120"),
     }
     for file in _HPOBENCH_FILES:
-        name = f"hpobench-{file.replace('_', '-')}"
-        found[name] = _Source(_HPOBENCH, file, file.replace("_", " "))
+        found[f"hpobench-{file}"] = _Source(_HPOBENCH, file, file.replace("_", " "))
     return dict(sorted(found.items()))
 
 
