@@ -1,0 +1,126 @@
+"""Pages and pictures of importance, from records written by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from ConfigSpace import ConfigurationSpace, Float
+
+from tests.benchmark.examples import FAKE, make_record, make_study
+from tests.benchmark.fake import FakeTask
+from tune_ext.benchmark.importance_report import (
+    importance_markdown,
+    task_importance,
+    write_importance,
+)
+from tune_ext.benchmark.records import RecordStore
+from tune_ext.errors import StateError
+
+
+class WideTask(FakeTask):
+    """The space of six parameters, of which `lr` and `b` matter: pairs are many."""
+
+    def __init__(self):
+        super().__init__()
+        self.space = ConfigurationSpace(
+            {"lr": Float("lr", (1e-4, 1.0), log=True), **{n: (0.0, 1.0) for n in "abcde"}}
+        )
+
+
+WIDE = "tests.benchmark.test_importance_report:WideTask"
+
+
+def trial(config, error, epochs=4):
+    return {"trial": 0, "config": config, "epochs": epochs, "validation_error": error}
+
+
+def rates(count, seed=0):
+    return [float(10**p) for p in np.random.default_rng(seed).uniform(-4, -1, size=count)]
+
+
+def record(trials, name=FAKE, **changes):
+    changes = {"method": "random", "max_epochs": 4, **changes}
+    return make_record(task={"name": name, "options": {}}, trials=trials, **changes)
+
+
+def test_only_trials_of_full_length_count_and_those_that_diverged():
+    full = [trial({"lr": lr}, abs(math.log10(lr) + 2)) for lr in rates(30)]
+    short = [trial({"lr": lr}, 100.0, epochs=2) for lr in rates(50, seed=1)]
+    over = [trial({"lr": lr}, 100.0, epochs=9) for lr in rates(9, seed=2)]
+    diverged = [trial({"lr": 0.09}, None, epochs=1)]
+    found = task_importance("t", [record(full + short + over), record(diverged, method="asha")])
+    assert (found.epochs, found.methods) == (4, ("random", "asha"))
+    assert (found.found.trials, found.found.failed) == (31, 1)
+    assert found.found.main["lr"].mean == pytest.approx(1.0)
+    (sentence,) = found.sentences()
+    assert "31 trials of random, asha that trained 4 epochs, 1 of which diverged" in sentence
+
+
+def test_a_cell_that_recommends_a_schedule_has_no_one_configuration():
+    trials = [trial({"lr": lr}, lr) for lr in rates(30)]
+    pbt = record(trials, method="pbt", recommendation={"schedule": [[0, {"lr": 0.1}]]})
+    assert "0 of its trials" in task_importance("t", [pbt]).problem
+    assert task_importance("t", [pbt, record(trials)]).methods == ("random",)
+
+
+def test_version_1_knows_no_full_length():
+    trials = [trial({"lr": lr}, lr, epochs=7) for lr in rates(30)]
+    assert task_importance("t", [record(trials, max_epochs=0)]).epochs == 7
+
+
+def test_noise_is_called_noise():
+    noise = np.random.default_rng(0).normal(size=40)
+    trials = [trial({"lr": lr}, float(e)) for lr, e in zip(rates(40), noise, strict=True)]
+    (sentence,) = task_importance("t", [record(trials)]).sentences()
+    assert "too little for the effects to say much" in sentence
+
+
+@pytest.mark.parametrize(
+    ("trials", "why"),
+    [
+        ([], "0 of its trials"),
+        ([trial({"lr": 0.01}, 0.5)] * 19, "19 of its trials trained 4 epochs, 20 are needed"),
+        ([trial({"lr": -1.0}, 0.5)] * 20, "configuration 0 has lr = -1.0"),
+    ],
+)
+def test_why_there_is_no_answer(trials, why):
+    found = task_importance("t", [record(trials)])
+    assert found.found is None
+    assert why in found.problem
+    assert why in importance_markdown("s", [found])
+
+
+def test_the_page_and_the_pictures_of_two_tasks(tmp_path):
+    store = RecordStore(tmp_path)
+    store.open(make_study())
+    rng = np.random.default_rng(0)
+    wide = [{"lr": lr, **dict(zip("abcde", rng.random(5), strict=True))} for lr in rates(60)]
+    store.append(record([trial(c, c["b"] * math.log10(c["lr"])) for c in wide], WIDE, label="w/1"))
+    store.append(record([trial({"lr": lr}, lr) for lr in rates(30)], label="narrow"))
+    store.append(record([], label="empty"))
+    written = write_importance(store)
+    names = ["importance.md"]
+    names += [f"importance-{n}.{s}" for n in ("w-1", "narrow") for s in ("png", "svg")]
+    assert [p.name for p in written] == names
+    page = written[0].read_text(encoding="utf-8")
+    assert page.startswith("# What mattered: a study\n")
+    assert "![Importance of the parameters](importance-w-1.svg)" in page
+    assert "No importance of empty: 0 of its trials" in page
+    assert "5 pairs with less not shown." in page  # of 15
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert rows[2].startswith(("| b |", "| lr |"))
+    assert len(rows) == 2 + 6 + 10 + 2 + 1
+    assert written[1].read_bytes().startswith(b"\x89PNG")
+    svg = written[2].read_text(encoding="utf-8")
+    assert "Importance of the parameters: w/1" in svg
+    assert "beyond both" in svg
+    assert "beyond both" not in written[4].read_text(encoding="utf-8")
+    before = [p.read_bytes() for p in written]
+    assert [p.read_bytes() for p in write_importance(store)] == before
+
+
+def test_without_records_there_is_no_page(tmp_path):
+    store = RecordStore(tmp_path)
+    store.open(make_study())
+    with pytest.raises(StateError, match="no finished cell"):
+        write_importance(store)

@@ -1,0 +1,232 @@
+"""Which hyper-parameters mattered in a study: a page and a picture a task, from its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tune_ext.benchmark.records import CellRecord, RecordStore
+from tune_ext.benchmark.study import TaskSpec
+from tune_ext.errors import MissingDependencyError, StateError, TuneExtError
+from tune_ext.importance import Importance, importance
+
+__all__ = ["TaskImportance", "importance_markdown", "task_importance", "write_importance"]
+
+_LEAST_TRIALS = 20
+_MOST_PAIRS = 10
+"""In the table; the picture has all of them."""
+
+
+@dataclass(frozen=True)
+class TaskImportance:
+    """What a study's trials say about one task's parameters.
+
+    Args:
+        label: What the study calls the task.
+        epochs: The length of the trials that were looked at.
+        methods: The methods that they come from.
+        problem: Why there is no answer, in words; empty where there is one.
+        found: The answer.
+    """
+
+    label: str
+    epochs: int
+    methods: tuple[str, ...]
+    problem: str = ""
+    found: Importance | None = None
+
+    def sentences(self) -> list[str]:
+        """What it is computed from, and how far it can be trusted."""
+        if self.found is None:
+            return [f"No importance of {self.label}: {self.problem}."]
+        found = self.found
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        told = f"{found.trials} trials of {', '.join(self.methods)} that trained {epochs}"
+        if found.failed:
+            told += f", {found.failed} of which diverged and count as the worst of the others"
+        r2 = f"R² {found.r2:.2f} on trials that its trees have not seen"
+        if not found.r2 >= 0.5:
+            r2 += ": too little for the effects to say much"
+        return [f"From {told}. The forest reaches {r2}."]
+
+
+def task_importance(
+    label: str, records: Sequence[CellRecord], *, n_trees: int = 64, seed: int = 0
+) -> TaskImportance:
+    """Importance of a task's parameters for the validation error at full length.
+
+    Trials of all methods and seeds count alike. Of these only those count that trained as
+    long as the longest of the task (at most its full length), so that lengths are not taken
+    for configurations, and those that diverged before. Trials that changed their
+    configuration in mid-training (their cell recommends a schedule) have no one
+    configuration and are left out.
+
+    Args:
+        label: What the study calls the task.
+        records: Of this task alone; one or more.
+        n_trees: Of the forest.
+        seed: Of the forest.
+    """
+    usable = [r for r in records if "schedule" not in r.recommendation]
+    trials = [(r.method, t) for r in usable for t in r.trials]
+    full = max((r.max_epochs for r in usable), default=0) or math.inf  # version 1 knows none
+    longest = max((t["epochs"] for _, t in trials if t["epochs"] <= full), default=0)
+    kept = [
+        (m, t) for m, t in trials if t["epochs"] == longest or t.get("validation_error") is None
+    ]
+    methods = tuple(dict.fromkeys(m for m, _ in kept))
+    known = sum(t.get("validation_error") is not None for _, t in kept)
+    if known < _LEAST_TRIALS:
+        why = f"{known} of its trials trained {longest} epochs, {_LEAST_TRIALS} are needed"
+        return TaskImportance(label, longest, methods, why)
+    first = records[0].task
+    try:
+        found = importance(
+            TaskSpec(first["name"], first["options"]).create().space,
+            [t["config"] for _, t in kept],
+            [t.get("validation_error") for _, t in kept],
+            n_trees=n_trees,
+            seed=seed,
+        )
+    except MissingDependencyError:
+        raise
+    except TuneExtError as error:  # one task's oddity keeps nobody from the others
+        return TaskImportance(label, longest, methods, str(error))
+    return TaskImportance(label, longest, methods, found=found)
+
+
+def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: bool = True) -> str:
+    """The page in Markdown.
+
+    Args:
+        title: Of the study.
+        parts: One a task.
+        pictures: Whether to show the pictures that `write_importance` puts beside it.
+    """
+    lines = [
+        f"# What mattered: {title}",
+        "",
+        "Shares of the variance of the validation error over the whole search space, by "
+        "functional ANOVA of a random forest (Hutter, Hoos and Leyton-Brown 2014): what a "
+        "parameter explains alone, and what a pair (a × b) explains beyond both. ± is the "
+        "standard deviation over the trees. Much of the space may be of no use to anyone: a "
+        "parameter that decides whether training diverges is important here, even if each "
+        "sensible value of it is as good as another.",
+        "",
+    ]
+    for part in parts:
+        lines += [f"## {part.label}", "", *part.sentences(), ""]
+        if part.found is None:
+            continue
+        lines += ["| effect | share, % |", "| --- | --- |"]
+        lines += [
+            f"| {what} | {100 * mean:.1f} ± {100 * sd:.1f} |"
+            for what, mean, sd in _rows(part.found)
+        ]
+        hidden = len(part.found.pairs) - _MOST_PAIRS
+        if hidden > 0:
+            lines += ["", f"{hidden} pair{'s' * (hidden > 1)} with less not shown."]
+        if pictures:
+            lines += ["", f"![Importance of the parameters]({_name(part, parts)}.svg)"]
+        lines += [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rows(found: Importance) -> list[tuple[str, float, float]]:
+    """All parameters and the largest pairs, the largest effect first."""
+    shown = {f"{a} × {b}" for a, b in list(found.pairs)[:_MOST_PAIRS]} | set(found.main)
+    return [row for row in found.to_rows() if row[0] in shown]
+
+
+def _name(part: TaskImportance, parts: Sequence[TaskImportance]) -> str:
+    if len(parts) == 1:
+        return "importance"
+    return "importance-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in part.label)
+
+
+def write_importance(store: RecordStore) -> list[Path]:
+    """Write importance.md, and importance*.png and .svg for each task, beside the records.
+
+    Returns:
+        The files that were written, the page first.
+
+    Raises:
+        StateError: There are no records, or they are damaged.
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    study = store.load_settings()
+    groups: dict[str, list[CellRecord]] = {}
+    for record in store.load():
+        groups.setdefault(record.label, []).append(record)
+    if not groups:
+        raise StateError(f"{store.path} holds no finished cell yet")
+    parts = [task_importance(label, group) for label, group in groups.items()]
+    page = store.directory / "importance.md"
+    page.write_text(importance_markdown(study["title"], parts), encoding="utf-8")
+    written = [page]
+    for part in parts:
+        if part.found is not None:
+            written += _draw(part.label, part.found, store.directory / _name(part, parts))
+    return written
+
+
+def _draw(label: str, found: Importance, path: Path) -> list[Path]:
+    """The bars and the heat map; needs matplotlib, of the extra `compare`."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(found.main)
+    size = max(2.4, 0.42 * len(names) + 1.4)
+    width = size + 1 if found.pairs else 0
+    with mpl.rc_context({"svg.hashsalt": "tune-ext", "font.size": 9, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(5 + width, size), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"Importance of the parameters: {label}")
+        if found.pairs:
+            left, right = figure.subplots(1, 2, width_ratios=(5, width))
+            _heat_map(figure, right, found, names)
+        else:
+            left = figure.subplots()
+        _bars(left, found, names)
+        written = []
+        for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+            written.append(path.with_suffix(suffix))
+            figure.savefig(written[-1], dpi=130, metadata=metadata)
+    return written
+
+
+def _bars(axes: Any, found: Importance, names: Sequence[str]) -> None:
+    mean = np.array([100 * found.main[n].mean for n in names])
+    sd = np.array([100 * found.main[n].sd for n in names])
+    # No share is negative, so no whisker is.
+    axes.barh(names, mean, xerr=[np.minimum(sd, mean), sd], color="#0072B2", capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_xlabel("share of the variance, %")
+    axes.set_title("Alone (bar ± standard deviation over the trees)", fontsize=9)
+    axes.grid(alpha=0.25, axis="x")
+
+
+def _heat_map(figure: Any, axes: Any, found: Importance, names: Sequence[str]) -> None:
+    table = np.full((len(names), len(names)), np.nan)
+    for (a, b), effect in found.pairs.items():
+        # Both in the order of the bars; the lower triangle says it all.
+        j, i = sorted((names.index(a), names.index(b)))
+        table[i, j] = 100 * effect.mean
+    table = table[1:, :-1]
+    most = max(float(np.nanmax(table)), 1.0)
+    image = axes.imshow(table, cmap="viridis", vmin=0, vmax=most)
+    axes.set_xticks(range(len(names) - 1), names[:-1], rotation=90)
+    axes.set_yticks(range(len(names) - 1), names[1:])
+    axes.set_title("Pairs: beyond both alone", fontsize=9)
+    figure.colorbar(image, ax=axes, label="share of the variance, %")
+    for (i, j), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            colour = "white" if value < 0.6 * most else "black"
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", color=colour, fontsize=7)
