@@ -1,4 +1,4 @@
-"""The command line: `tune-ext compare`, `tune-ext report`, `tune-ext list`."""
+"""The command line: `tune-ext compare`, `report`, `importance`, `export`, `list`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tune_ext.benchmark.methods import METHODS, missing
 from tune_ext.benchmark.progress import make_observer
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.report import COLUMNS, TaskReport, not_run, write_report
-from tune_ext.benchmark.runner import default_jobs, run_study
+from tune_ext.benchmark.runner import Place, default_jobs, run_study
 from tune_ext.benchmark.study import parse_seeds
 from tune_ext.benchmark.study_file import find_study, load_study
 from tune_ext.errors import MissingDependencyError, TuneExtError
@@ -54,16 +54,28 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("study", help="a TOML file, or the name of a study under ./experiments")
     compare.add_argument("--methods", help="instead of the study's: names with commas between")
     compare.add_argument("--seeds", help="instead of the study's: a count, or a list like 0,3")
-    compare.add_argument("--budget", type=int, help="instead of the study's: training epochs")
+    compare.add_argument("--budget", type=int, help="instead of the study's, in its unit")
+    compare.add_argument("--workers", type=int, help="instead of the study's: trials at once")
     compare.add_argument("--jobs", type=int, help="cells at once (default: one a core, at most 8)")
     compare.add_argument(
         "--out", help="directory of the records (default: results/NAME, after the study's folder)"
     )
     compare.add_argument("--data-dir", help="where data sets are")
+    compare.add_argument("--address", help="of a Ray cluster, such as auto; needs --storage")
+    compare.add_argument("--storage", help="a path that every node of the cluster reaches")
+    compare.add_argument("--cpus-per-trial", type=float, default=1.0, help="default: 1")
+    compare.add_argument("--gpus-per-trial", type=float, default=0.0, help="default: 0")
     compare.set_defaults(run=_compare)
     report = commands.add_parser("report", help="print a study's table and draw its plot again")
     report.add_argument("directory", help="the directory of the records")
     report.set_defaults(run=_report)
+    importance = commands.add_parser("importance", help="which hyper-parameters mattered")
+    importance.add_argument("directory", help="the directory of the records")
+    importance.set_defaults(run=_importance)
+    export = commands.add_parser("export", help="write the records as Parquet tables")
+    export.add_argument("directory", help="the directory of the records")
+    export.add_argument("--to", help="where to write (default: DIRECTORY/parquet)")
+    export.set_defaults(run=_export)
     listing = commands.add_parser("list", help="tasks, methods and studies, and what is missing")
     listing.set_defaults(run=_list)
     return parser
@@ -85,15 +97,21 @@ def _compare(options: argparse.Namespace) -> int:
         methods=None if options.methods is None else _names(options.methods),
         seeds=None if options.seeds is None else parse_seeds(options.seeds),
         budget=options.budget,
+        workers=options.workers,
     )
+    place = Place(options.address, options.storage, options.cpus_per_trial, options.gpus_per_trial)
     if options.data_dir:
         # The workers inherit it; it is no part of the study, which runs anywhere.
         os.environ["TUNE_EXT_DATA"] = str(Path(options.data_dir).resolve())
-    store = RecordStore(options.out or Path("results", path.resolve().parent.name))
+    simulated = all(task.create().simulated for task in study.tasks)
+    store = RecordStore(
+        options.out or Path("results", path.resolve().parent.name),
+        sync_every=1.0 if simulated else 0.0,
+    )
     jobs = default_jobs() if options.jobs is None else options.jobs
     signal.signal(signal.SIGTERM, _interrupt)
     with make_observer() as observer:
-        run_study(study, store, observer, jobs=jobs)
+        run_study(study, store, observer, jobs=jobs, place=place)
     _print_report(store)
     return 0
 
@@ -109,6 +127,23 @@ def _names(text: str) -> list[str]:
 def _report(options: argparse.Namespace) -> int:
     _need("rich", "matplotlib")
     _print_report(RecordStore(options.directory))
+    return 0
+
+
+def _importance(options: argparse.Namespace) -> int:
+    _need("matplotlib")
+    from tune_ext.benchmark.importance_report import write_importance
+
+    written = write_importance(RecordStore(options.directory))
+    print("Written: " + ", ".join(str(path) for path in written))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    store = RecordStore(options.directory)
+    store.load_settings()
+    written = store.to_parquet(options.to or Path(options.directory, "parquet"))
+    print("Written: " + ", ".join(str(path) for path in written))
     return 0
 
 
@@ -142,28 +177,50 @@ def _print_table(part: TaskReport) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    rows: list[tuple[str, str, str]] = []
-    for name in tasks.names():
-        task: Any = tasks.create(name)
-        rows.append((name, task.description, task.missing() or "available"))
-    _print_rows("Tasks", rows)
-    _print_rows(
-        "Methods", [(n, m.description, missing(n) or "available") for n, m in METHODS.items()]
-    )
+    _print_rows("Tasks", _task_rows())
+    _print_rows("Methods", [(n, m.description, _needs(n)) for n, m in METHODS.items()])
     studies = []
     for path in sorted(Path("experiments").glob("*/study.toml")):
         study = load_study(path)
-        cells = f"{len(study.cells())} cells of {study.budget} epochs"
+        cells = f"{len(study.cells())} cells of {study.budget} {study.unit}"
         studies.append((path.parent.name, study.title, cells))
     _print_rows("Studies in ./experiments", studies)
     return 0
+
+
+def _needs(method: str) -> str:
+    lacking = missing(method)
+    needs = ", ".join(METHODS[method].needs)
+    return lacking or ("available" + (f" (with {needs})" if needs else ""))
+
+
+_FAMILY = 4
+"""From how many tasks with one description and state on they are listed together."""
+
+
+def _task_rows() -> list[tuple[str, str, str]]:
+    """A row a task; families of tasks that differ in their data alone have one together."""
+    families: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for name in tasks.names():
+        task: Any = tasks.create(name)
+        key = (name.partition("-")[0], task.missing() or "available")
+        families.setdefault(key, []).append((name, task.description))
+    rows = []
+    for (family, state), members in families.items():
+        if len(members) < _FAMILY:
+            rows += [(name, description, state) for name, description in members]
+            continue
+        rows.append((f"{family}-*", f"{len(members)} tasks, such as: {members[0][1]}", state))
+        rows += [(f"  {name}", "", "") for name, _ in members]
+    return rows
 
 
 def _print_rows(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
     print(title)
     width = max((len(row[0]) for row in rows), default=0)
     for name, description, state in rows:
-        print(f"  {name:<{width}}  {description}: {state}")
+        told = f"{description}: {state}" if description else ""
+        print(f"  {name:<{width}}  {told}".rstrip() if told else f"  {name} ")
     if not rows:
         print("  none")
     print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,8 +12,19 @@ from typing import Any, Self
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.runner import CellRun, Phase
 from tune_ext.benchmark.study import Study
+from tune_ext.benchmark.tally import epochs_allowed
 
 __all__ = ["LiveProgress", "PlainProgress", "make_observer", "time_left"]
+
+
+_SLOW = 2.0
+"""Seconds from which a cell of a simulated task gets a line of its own."""
+
+_SAME_FAILURES = 3
+"""How often the same failure of a method is printed."""
+
+_SHOWN = 8
+"""Tasks whose best method is shown in the live table."""
 
 
 def time_left(seconds: Sequence[float], remaining: float, jobs: int) -> float | None:
@@ -36,13 +48,18 @@ def _clock(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _error(value: float | None) -> str:
-    return "none yet" if value is None else f"{100 * value:.2f} %"
+def _error(value: float | None, percent: bool = True) -> str:
+    if value is None:
+        return "none yet"
+    return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
 
 
 def _describe(run: CellRun) -> str:
     if run.phase is Phase.SEARCH:
-        return f"search {len(run.history)} of {run.study.budget} epochs, best {_error(run.best)}"
+        budget = run.study.budget_of(run.cell.task)
+        allowed = epochs_allowed(budget, run.study.unit, run.task.max_epochs)
+        of = f"epochs of {budget} s" if allowed is None else f"of {allowed} epochs"
+        return f"search {len(run.history)} {of}, best {_error(run.best, run.task.percent)}"
     whole = run.study.final_seeds
     return f"evaluation, {whole} trainings, {run.trained_finally} epochs"
 
@@ -73,18 +90,79 @@ class _Count:
         )
 
 
+class _Filter:
+    """Which cells get a line of their own: slow ones, and failures that are not yet known."""
+
+    def __init__(self) -> None:
+        self._told: Counter[tuple[str, str]] = Counter()
+        self.hidden = 0
+
+    def lines(self, record: CellRecord) -> list[str]:
+        """What to print of a finished cell; nothing of most that took milliseconds."""
+        if record.failures:
+            what = (record.method, record.failures[0])
+            self._told[what] += 1
+            if self._told[what] > _SAME_FAILURES:
+                self.hidden += 1
+                return []
+            more = self._told[what] == _SAME_FAILURES
+            end = "; more of these are counted and not printed" if more else ""
+            return [outcome(record) + end]
+        slow = record.search_seconds + record.evaluation_seconds > _SLOW
+        if record.clock == "wall" or slow:
+            return [outcome(record)]
+        self.hidden += 1
+        return []
+
+
+class _Best:
+    """The best method of each task so far, by the mean error of its recommendations."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, tuple[float, int]]] = {}
+        self._percent: dict[str, bool] = {}
+
+    def add(self, record: CellRecord) -> None:
+        """Count a finished cell."""
+        error = record.test_error
+        if error is None:
+            return
+        methods = self._sums.setdefault(record.label, {})
+        total, count = methods.get(record.method, (0.0, 0))
+        methods[record.method] = (total + error, count + 1)
+        self._percent[record.label] = record.percent
+
+    def told(self, label: str) -> str:
+        """The best method of a task and its error, in words; empty before there is one."""
+        means = {m: total / count for m, (total, count) in self._sums.get(label, {}).items()}
+        if not means:
+            return ""
+        name = min(means, key=lambda m: means[m])
+        return f"{name}, {_error(means[name], self._percent[label])}"
+
+    def labels(self) -> list[str]:
+        """The tasks with a result."""
+        return list(self._sums)
+
+
 class PlainProgress:
-    """One line when a cell is finished, and one now and then in between.
+    """A line when a cell is finished that took a while or failed, and some now and then.
 
     Args:
         write: Takes a line.
         every: Seconds between the lines in between.
+        often: The same while cells finish without a line of their own.
     """
 
-    def __init__(self, write: Callable[[str], None] = print, every: float = 30.0) -> None:
-        self._write, self._every = write, every
-        self._count = _Count()
-        self._next = time.monotonic() + every
+    def __init__(
+        self,
+        write: Callable[[str], None] = print,
+        every: float = 30.0,
+        often: float = 5.0,
+    ) -> None:
+        self._write, self._every, self._often = write, every, often
+        self._count, self._best, self._filter = _Count(), _Best(), _Filter()
+        self._last = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +178,8 @@ class PlainProgress:
     def begin(self, study: Study, total: int, finished: Sequence[CellRecord], jobs: int) -> None:
         """Say what is about to run."""
         self._count.begin(total, finished, jobs)
+        for record in finished:
+            self._best.add(record)
         again = f"; {len(finished)} done before" if finished else ""
         self._write(f"{study.title}: {total} cells, {jobs} at once{again}")
 
@@ -109,30 +189,42 @@ class PlainProgress:
 
     def tick(self, running: Sequence[CellRun]) -> None:
         """Say what is running, now and then."""
-        if time.monotonic() < self._next:
+        every = min(self._often, self._every) if self._filter.hidden else self._every
+        if time.monotonic() - self._last < every:
             return
-        self._next = time.monotonic() + self._every
+        self._last, self._filter.hidden = time.monotonic(), 0
         self._write(self._count.summary())
         for run in running:
-            self._write(f"  {run.cell}: {_describe(run)}")
+            best = self._best.told(run.cell.task.label)
+            so_far = f"; best method so far {best}" if best else ""
+            self._write(f"  {run.cell}: {_describe(run)}{so_far}")
+        sys.stdout.flush()
 
     def finish_cell(self, record: CellRecord) -> None:
-        """Say what became of a cell."""
+        """Say what became of a cell, if it is worth a line."""
         self._count.add(record)
-        self._write(f"[{self._count.done}/{self._count.total}] {outcome(record)}")
+        self._best.add(record)
+        for line in self._filter.lines(record):
+            self._write(f"[{self._count.done}/{self._count.total}] {line}")
+        if self._count.done == self._count.total and self._filter.hidden:
+            self._write(self._count.summary())
         sys.stdout.flush()
 
 
 def outcome(record: CellRecord) -> str:
     """A finished cell in one line."""
     config = record.recommendation.get("config", {})
-    chosen = ", ".join(f"{name} {value:.2g}" for name, value in config.items())
+    chosen = ", ".join(f"{name} {_short(value)}" for name, value in config.items())
     failed = f"; FAILED: {'; '.join(record.failures)}" if record.failures else ""
     return (
-        f"{record.task['name']} · {record.method} · seed {record.seed}: test error "
-        f"{_error(record.test_error)} with {chosen}; {record.epochs_used} epochs, "
-        f"{record.search_seconds:.0f} s{failed}"
+        f"{record.label} · {record.method} · seed {record.seed}: test error "
+        f"{_error(record.test_error, record.percent)} with {chosen}; "
+        f"{record.epochs_used} epochs, {record.search_seconds:.0f} s{failed}"
     )
+
+
+def _short(value: object) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 class LiveProgress:
@@ -141,7 +233,7 @@ class LiveProgress:
     def __init__(self) -> None:
         from rich.live import Live
 
-        self._count = _Count()
+        self._count, self._best, self._filter = _Count(), _Best(), _Filter()
         self._running: list[CellRun] = []
         self._live: Any = Live(get_renderable=self._draw, refresh_per_second=4, transient=True)
 
@@ -160,6 +252,8 @@ class LiveProgress:
     def begin(self, study: Study, total: int, finished: Sequence[CellRecord], jobs: int) -> None:
         """Show the title."""
         self._count.begin(total, finished, jobs)
+        for record in finished:
+            self._best.add(record)
         self._live.console.print(f"[bold]{study.title}[/bold]: {total} cells, {jobs} at once")
 
     def unavailable(self, name: str, why: str) -> None:
@@ -171,9 +265,11 @@ class LiveProgress:
         self._running = list(running)
 
     def finish_cell(self, record: CellRecord) -> None:
-        """Print the cell above the table."""
+        """Print the cell above the table, if it is worth a line."""
         self._count.add(record)
-        self._live.console.print(outcome(record), highlight=False)
+        self._best.add(record)
+        for line in self._filter.lines(record):
+            self._live.console.print(line, highlight=False)
 
     def _draw(self) -> Any:
         from rich.console import Group
@@ -187,11 +283,13 @@ class LiveProgress:
             table.add_row(
                 str(run.cell),
                 _describe(run),
-                _error(run.best),
+                _error(run.best, run.task.percent),
                 _clock(time.monotonic() - run.started),
             )
         bar = ProgressBar(total=max(self._count.total, 1), completed=self._count.done, width=60)
-        return Group(table, bar, self._count.summary())
+        best = [f"{label}: {self._best.told(label)}" for label in self._best.labels()[-_SHOWN:]]
+        heading = ["best method so far, by mean test error"] if best else []
+        return Group(table, bar, self._count.summary(), *heading, *best)
 
 
 def make_observer() -> LiveProgress | PlainProgress:

@@ -220,6 +220,13 @@ class NumberedSearch(Searcher):  # type: ignore[misc] # Ray's classes are untype
         """Hand it on."""
         self.searcher.on_unpause(trial_id)
 
+    def get_state(self) -> dict[str, Any]:
+        """Nothing of its own: Ray asks every wrapper, and saves the innermost searcher."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `get_state`."""
+
     def save(self, checkpoint_path: str) -> None:
         """Hand it on."""
         self.searcher.save(checkpoint_path)

@@ -133,7 +133,8 @@ class _Worker:
         build = METHODS[request["method"]].build
         if build is None:
             raise RuntimeError(f"method {request['method']!r} has no search")
-        setup = Setup(task, self._epochs(task, spec, request), request["seed"])
+        budget = self._epochs(task, spec, request)
+        setup = Setup(task, budget, request["seed"], workers=request["workers"])
         # Ray's TuneBOHB draws from numpy's global generator: only a seed there makes it
         # repeatable. This process serves nothing but cells, so the global state is its own.
         np.random.seed(request["seed"] % 2**32)  # noqa: NPY002
