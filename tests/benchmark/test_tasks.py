@@ -9,12 +9,12 @@ import math
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.benchmark.tasks.data_files import idx_bytes, write_idx
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark.tasks._data import find_files, read_idx, resize, stratified
 from tune_ext.benchmark.tasks._networks import ResNet, build
@@ -44,30 +44,6 @@ def small():
     return tasks.create("digits-cnn", epochs=4)
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-def write_fashion(folder: Path, *, train: int = 300, test: int = 50, packed: bool = False) -> Path:
-    """Four idx files whose classes are told apart by where the image is bright."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", train), ("t10k", test)):
-        labels = rng.integers(0, 10, count)
-        images = rng.integers(0, 100, (count, 28, 28))
-        for image, label in zip(images, labels, strict=True):
-            image[2 * label : 2 * label + 4] += 150
-        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-            data = idx_bytes(array)
-            path = folder / f"{prefix}-{name}-ubyte"
-            if packed:
-                path.with_name(path.name + ".gz").write_bytes(gzip.compress(data))
-            else:
-                path.write_bytes(data)
-    return folder
-
-
 # The catalogue ---------------------------------------------------------------------
 
 
@@ -95,8 +71,8 @@ def test_the_space_holds_the_defaults_and_the_published_ranges(name):
 
 
 def test_unknown_names_and_options_list_the_choices():
-    with pytest.raises(InvalidValueError, match=r"'mnist'.*digits-cnn.*fashion-mnist-resnet"):
-        tasks.create("mnist")
+    with pytest.raises(InvalidValueError, match=r"'svhn'.*digits-cnn.*fashion-mnist-resnet"):
+        tasks.create("svhn")
     with pytest.raises(InvalidValueError, match=r"'learning_rate'.*optimizer.*epochs"):
         tasks.create("digits-cnn", learning_rate=1)
 
@@ -246,7 +222,7 @@ def test_files_are_found_plain_before_packed_and_only_all_together(tmp_path):
 
 @pytest.mark.parametrize("below", [".", "raw", "FashionMNIST/raw", "fashion-mnist"])
 def test_fashion_mnist_is_found_where_it_usually_lies(tmp_path, monkeypatch, below):
-    write_fashion(tmp_path / below, packed=below == "raw")
+    write_idx(tmp_path / below, packed=below == "raw")
     task = tasks.create("fashion-mnist-resnet", data_dir=str(tmp_path))
     assert task.missing() is None
     monkeypatch.setenv("TUNE_EXT_DATA", str(tmp_path))
@@ -266,7 +242,7 @@ def test_missing_data_is_one_sentence_with_the_way_to_get_it(tmp_path):
 
 
 def test_a_damaged_data_set_is_an_error_at_the_start(tmp_path):
-    write_fashion(tmp_path)
+    write_idx(tmp_path)
     path = tmp_path / FILES[0]
     path.write_bytes(path.read_bytes()[:-100])
     task = tasks.create("fashion-mnist-resnet", data_dir=str(tmp_path), train_size=100)
@@ -284,7 +260,7 @@ def test_a_damaged_data_set_is_an_error_at_the_start(tmp_path):
     ],
 )
 def test_files_of_another_data_set_are_an_error_at_the_start(tmp_path, name, array):
-    write_fashion(tmp_path)
+    write_idx(tmp_path)
     (tmp_path / name).write_bytes(idx_bytes(array))
     task = tasks.create(
         "fashion-mnist-resnet", data_dir=str(tmp_path), train_size=100, validation_size=9
@@ -294,14 +270,14 @@ def test_files_of_another_data_set_are_an_error_at_the_start(tmp_path, name, arr
 
 
 def test_more_images_than_the_files_hold_is_an_error(tmp_path):
-    write_fashion(tmp_path)
+    write_idx(tmp_path)
     task = tasks.create("fashion-mnist-resnet", data_dir=str(tmp_path), train_size=1000)
     with pytest.raises(InvalidValueError, match="at most 300"):
         task.start({}, seed=0)
 
 
 def test_first_images_in_order_and_random_images_disjoint(tmp_path):
-    write_fashion(tmp_path)
+    write_idx(tmp_path)
     labels = read_idx(tmp_path / FILES[1], 1)
     options = {"data_dir": str(tmp_path), "train_size": 200, "validation_size": 100}
     first = tasks.create("fashion-mnist-resnet", subset="first", **options)._split(0)
@@ -566,7 +542,7 @@ def test_training_and_validation_never_touch_test_images(small):
 
 
 def test_fewer_images_than_a_batch_are_one_batch(tmp_path):
-    write_fashion(tmp_path)
+    write_idx(tmp_path)
     task = tasks.create(
         "fashion-mnist-resnet",
         data_dir=str(tmp_path),

@@ -1,7 +1,7 @@
 """What the methods are compared on: real data, a network, an optimiser, a space.
 
-And what stands for it: published tables of trained networks, and functions whose optimum is
-known. They are looked up on a simulated clock.
+And what stands for it: published tables of trained networks, recorded trainings with the response
+of their networks, and functions whose optimum is known. They are looked up on a simulated clock.
 
 >>> from tune_ext.benchmark import tasks
 >>> [name for name in tasks.names() if name.startswith("nasbench")]
@@ -25,15 +25,20 @@ from typing import Any
 from tune_ext._loss_monitor import SEARCHED
 from tune_ext.benchmark.tasks._base import Task, TaskRun
 from tune_ext.benchmark.tasks._own_rate import OwnRateRun, RungPlan, no_ladder, plan_rungs
-from tune_ext.benchmark.tasks.digits import DigitsCNN
+from tune_ext.benchmark.tasks.digits import DigitsCNN, DigitsMLP
 from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
 from tune_ext.benchmark.tasks.functions import FUNCTIONS, CountingOnesTask, FunctionTask
+from tune_ext.benchmark.tasks.images import IMAGE_TASKS
+from tune_ext.benchmark.tasks.regression import CaliforniaHousing, Diabetes
 from tune_ext.benchmark.tasks.tables import TABLES, TableTask
 from tune_ext.errors import InvalidValueError
 
 __all__ = [
+    "CaliforniaHousing",
     "CountingOnesTask",
+    "Diabetes",
     "DigitsCNN",
+    "DigitsMLP",
     "FashionMNISTResNet",
     "FunctionTask",
     "OwnRateRun",
@@ -50,7 +55,11 @@ __all__ = [
 
 _TASKS: dict[str, Callable[..., Task]] = {
     DigitsCNN.name: DigitsCNN,
+    DigitsMLP.name: DigitsMLP,
     FashionMNISTResNet.name: FashionMNISTResNet,
+    **{task.name: task for task in IMAGE_TASKS},
+    Diabetes.name: Diabetes,
+    CaliforniaHousing.name: CaliforniaHousing,
     **{name: partial(TableTask, name) for name in TABLES},
     **{name: partial(FunctionTask, name) for name in FUNCTIONS},
     CountingOnesTask.name: CountingOnesTask,

@@ -1,4 +1,4 @@
-"""The small convolutional networks of the tasks, with reproducible initial weights.
+"""The networks of the tasks, with reproducible initial weights.
 
 Importing this module imports torch.
 """
@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BasicBlock", "ResNet", "build", "plain_cnn"]
+__all__ = ["BasicBlock", "ResNet", "build", "mlp", "plain_cnn"]
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -88,8 +88,25 @@ def plain_cnn(
     )
 
 
+def mlp(inputs: int, outputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them.
+
+    Args:
+        inputs: Values of an example, of any shape.
+        outputs: Values of an answer.
+        hidden: The width of each layer but the last.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise([inputs, *hidden]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear([inputs, *hidden][-1], outputs))
+
+
 def build(make: Callable[[], nn.Module], *, seed: int) -> nn.Module:
     """Build a network on the CPU with initial weights from `seed` alone.
+
+    Convolutions and linear layers have torch's own initial weights; the convolutions of a
+    network with an attribute `he` that is true have He's (arXiv 1502.01852, by fan-out).
 
     The module is made without storage first, so that torch's global random state is
     neither read nor changed.
@@ -102,15 +119,21 @@ def build(make: Callable[[], nn.Module], *, seed: int) -> nn.Module:
         network = make()
     network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
+    he = bool(getattr(network, "he", False))
     for module in network.modules():
-        _initialise(module, generator)
+        _initialise(module, generator, he)
     return network
 
 
 @torch.no_grad()
-def _initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Torch's own initial weights: uniform in ±1/√fan_in, for biases too."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
+def _initialise(module: nn.Module, generator: torch.Generator, he: bool) -> None:
+    """Torch's own initial weights: uniform in ±1/√fan_in, for biases too; or He's."""
+    if he and isinstance(module, nn.Conv2d):
+        fan_out = module.weight[:, 0].numel() / module.groups
+        module.weight.normal_(0, math.sqrt(2 / fan_out), generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d | nn.Linear):
         bound = 1 / math.sqrt(module.weight[0].numel())
         module.weight.uniform_(-bound, bound, generator=generator)
         if module.bias is not None:

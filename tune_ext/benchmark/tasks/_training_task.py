@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tune_ext.benchmark.tasks._augment import Augmentation
     from tune_ext.benchmark.tasks._data import Parts
 
-__all__ = ["TrainingTask", "check_values", "make_space"]
+__all__ = ["TrainingTask", "check_counts", "check_values", "make_space"]
 
 _RANGES = {"lr": (1e-6, 1.0), "weight_decay": (1e-7, 1e-1)}
 
@@ -74,6 +74,22 @@ def check_values(config: Mapping[str, Any], defaults: Mapping[str, float]) -> di
             )
         values[name] = float(value)
     return values
+
+
+def check_counts(name: str, values: Sequence[int]) -> tuple[int, ...]:
+    """`values` as a tuple of at least one positive whole number.
+
+    Args:
+        name: Of the option.
+        values: Its value.
+
+    Raises:
+        InvalidTypeError: It is not a sequence of whole numbers, or empty.
+        InvalidValueError: A number is not positive.
+    """
+    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+        raise InvalidTypeError(f"{name} must be a sequence of integers, got {values!r}")
+    return tuple(check_count(name, value) for value in values)
 
 
 class TrainingTask(Task):

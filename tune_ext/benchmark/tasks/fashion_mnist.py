@@ -20,8 +20,8 @@ from tune_ext.benchmark.tasks._data import (
     read_images,
     resize,
 )
-from tune_ext.benchmark.tasks._training_task import TrainingTask
-from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
+from tune_ext.benchmark.tasks._training_task import TrainingTask, check_counts
+from tune_ext.errors import DataNotFoundError, InvalidValueError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -143,9 +143,7 @@ class FashionMNISTResNet(TrainingTask):
         self._subset = subset
         self._image_size = check_count("image_size", image_size, 4)
         self._width = check_count("width", width)
-        if isinstance(blocks, str) or not blocks:
-            raise InvalidTypeError(f"blocks must be a sequence of integers, got {blocks!r}")
-        self._blocks = tuple(check_count("blocks", count) for count in blocks)
+        self._blocks = check_counts("blocks", blocks)
         self.options |= {
             "data_dir": self._data_dir,
             "train_size": train_size,
