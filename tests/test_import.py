@@ -36,6 +36,7 @@ def test_the_package_starts_neither_torch_nor_ray() -> None:
         ("tune_ext.autohyper, tune_ext.errors, tune_ext._random", ("ray", "torch")),
         ("tune_ext.exptest, tune_ext._loss_monitor, tune_ext._losses", ("ray", "torch")),
         ("tune_ext.lowrank", ("ray",)),
+        ("tune_ext.importance", ("ray", "torch", "sklearn")),
         ("tune_ext.benchmark.tasks", ("ray",)),
     ],
 )

@@ -350,11 +350,12 @@ def _grow(x: Array, y: Array, n_trees: int, seed: int) -> tuple[list[Any], float
         raise MissingDependencyError(
             "importance needs scikit-learn; install it with: pip install 'tune-ext[compare-base]'"
         ) from None
+    samples = min(len(y), _MOST_SAMPLES)
     forest = RandomForestRegressor(
         n_estimators=n_trees,
-        min_samples_leaf=max(2, round(math.sqrt(len(y)) / 4)),
+        min_samples_leaf=max(2, round(math.sqrt(samples) / 4)),
         max_leaf_nodes=_MOST_LEAVES,
-        max_samples=min(len(y), _MOST_SAMPLES),
+        max_samples=samples,
         oob_score=True,
         random_state=seed,
     )
