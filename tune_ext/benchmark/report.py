@@ -1,119 +1,165 @@
-"""What a study's records say, in words: the table, the verdict, the page in Markdown."""
+"""A study's report: the page, its pictures, and Markdown for a README."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from tune_ext.benchmark import plots
-from tune_ext.benchmark.methods import METHODS
+from tune_ext.benchmark import html, plots
+from tune_ext.benchmark.analysis import Across, Analysis, MethodResult, TaskAnalysis, analyse
 from tune_ext.benchmark.records import CellRecord, RecordStore
-from tune_ext.benchmark.stats import MethodSummary, summarize, verdict
 from tune_ext.errors import StateError
 
 __all__ = [
     "COLUMNS",
     "TaskReport",
-    "build_report",
+    "load_analysis",
     "markdown",
     "not_run",
+    "record_lines",
     "table_rows",
     "write_report",
 ]
 
 COLUMNS = (
     "method",
-    "test error, % (mean ± SE)",
-    "epochs used (median)",
+    "test error (mean ± SE)",
+    "interquartile mean [95 % interval]",
+    "used (median)",
     "search, s (median)",
     "chosen (median, range)",
     "failures",
 )
 
-_OURS = tuple(name for name, method in METHODS.items() if method.ours)
-
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One task's part of a report."""
+    """One task's part of a report, as text."""
 
     task: str
-    options: dict[str, Any]
-    records: tuple[CellRecord, ...]
     rows: tuple[tuple[str, ...], ...]
     sentences: tuple[str, ...]
     failures: tuple[str, ...]
 
 
-def table_rows(summaries: Sequence[MethodSummary]) -> list[tuple[str, ...]]:
+def table_rows(task: TaskAnalysis) -> list[tuple[str, ...]]:
     """The table's cells as text, best mean test error first, those without any last."""
-    ranked = sorted(summaries, key=lambda s: (not s.test_error, s.mean if s.test_error else 0.0))
     return [
         (
-            s.method,
-            _mean(s),
-            f"{s.epochs:g}",
-            f"{s.seconds:.1f}",
-            ", ".join(_spread(name, values) for name, values in s.chosen.items()) or "none",
-            f"{s.failed_cells} of {s.cells}",
+            m.method,
+            _mean(m, task),
+            _middle(m, task),
+            f"{m.units:.4g}",
+            f"{m.seconds:.1f}",
+            ", ".join(f"{name} {told}" for name, told in m.chosen.items()) or "none",
+            f"{m.failed} of {len(m.cells)}",
         )
-        for s in ranked
+        for m in task.methods
     ]
 
 
-def _mean(summary: MethodSummary) -> str:
-    if not summary.test_error:
+def _number(task: TaskAnalysis, error: float) -> str:
+    return f"{100 * error:.2f}" if task.percent else f"{error:.3g}"
+
+
+def _mean(m: MethodResult, task: TaskAnalysis) -> str:
+    if not m.scores:
         return "none"
-    if len(summary.test_error) < 2:
-        return f"{100 * summary.mean:.2f} (one seed)"
-    return f"{100 * summary.mean:.2f} ± {100 * summary.error:.2f}"
+    spread = "(one seed)" if math.isnan(m.error) else f"± {_number(task, m.error)}"
+    return f"{_number(task, m.mean)} {spread}{task.unit}"
 
 
-def _spread(name: str, values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    middle = f"{name} {median(values):.2g}"
-    return middle if low == high else f"{middle} ({low:.2g} to {high:.2g})"
+def _middle(m: MethodResult, task: TaskAnalysis) -> str:
+    if m.iqm is None:
+        return "none"
+    if not math.isfinite(m.iqm.low):
+        return _number(task, m.iqm.value)
+    low, high = _number(task, m.iqm.low), _number(task, m.iqm.high)
+    return f"{_number(task, m.iqm.value)} [{low}, {high}]"
 
 
-def build_report(records: Sequence[CellRecord]) -> list[TaskReport]:
-    """One part a task, in the order of the records."""
-    groups: dict[str, list[CellRecord]] = {}
-    for record in records:
-        groups.setdefault(record.task["name"], []).append(record)
-    parts = []
-    for name, group in groups.items():
-        summaries = summarize(group)
-        parts.append(
-            TaskReport(
-                task=name,
-                options=dict(group[0].task["options"]),
-                records=tuple(group),
-                rows=tuple(table_rows(summaries)),
-                sentences=tuple(verdict(summaries, _OURS)),
-                failures=tuple(f"{s.method}, {why}" for s in summaries for why in s.failures),
+def markdown(analysis: Analysis) -> str:
+    """The whole report as Markdown."""
+    lines = [f"# {analysis.title}", ""]
+    if analysis.description:
+        lines += [analysis.description, ""]
+    lines += _list(analysis.sentences)
+    if analysis.across is not None:
+        lines += _across(analysis, analysis.across)
+    for number, task in enumerate(analysis.tasks):
+        lines += [f"## {task.label}", ""]
+        if analysis.across is not None:
+            lines += _list(task.sentences)
+        lines += _table(COLUMNS, table_rows(task))
+        name = plots.picture_name(analysis, number)
+        lines += [f"![Anytime curves and test errors of {task.label}]({name}.svg)", ""]
+        lines += _failures(task)
+    if analysis.not_run:
+        lines += ["## Not run", "", *_list([f"{n}: {why}" for n, why in analysis.not_run])]
+    lines += ["## Conditions", "", *_list([*analysis.conditions, *analysis.versions])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _list(sentences: Sequence[str]) -> list[str]:
+    return [*(f"* {s}" for s in sentences), ""]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    clean = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
+    return [*lines, *("| " + " | ".join(row) + " |" for row in clean), ""]
+
+
+def _across(analysis: Analysis, across: Across) -> list[str]:
+    ranks = across.ranks.ranks if across.ranks else {}
+    rows = []
+    for method, found in across.regret.items():
+        firsts = sum(places[method] == 1 for places in across.places.values())
+        failed = sum(m.failed for t in analysis.tasks for m in t.methods if m.method == method)
+        rows.append(
+            (
+                method,
+                f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}]",
+                f"{ranks[method]:.2f}" if method in ranks else "",
+                f"{firsts} of {len(across.tasks)}",
+                str(failed),
             )
         )
-    return parts
+    columns = (
+        "method",
+        "normalised regret, interquartile mean [95 % interval]",
+        "average rank",
+        "tasks with the lowest mean",
+        "failed cells",
+    )
+    pictures = ["![All tasks together](comparison.svg)", ""]
+    if across.ranks is not None:
+        pictures += ["![Average ranks and critical difference](comparison-ranks.svg)", ""]
+    return ["## All tasks", "", *_table(columns, rows), *pictures]
 
 
-def markdown(title: str, study: dict[str, Any], parts: Sequence[TaskReport]) -> str:
-    """The whole report as Markdown."""
-    lines = [f"# {title}", ""]
-    if study.get("description"):
-        lines += [study["description"].strip(), ""]
-    for part in parts:
-        lines += [f"## {part.task}", "", *part.sentences, ""]
-        lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-        lines += ["| " + " | ".join(row) + " |" for row in part.rows]
-        name = _picture(part, parts)
-        lines += ["", f"![Anytime validation error and test error]({name}.svg)", ""]
-        lines += _failures(part)
-        lines += [f"Not run here: {line}." for line in not_run(study)]
-        lines += _conditions(part, study)
-    return "\n".join(lines).rstrip() + "\n"
+def _failures(task: TaskAnalysis) -> list[str]:
+    failed = _failed(task)
+    if not failed:
+        return ["No cell failed.", ""]
+    return ["Failures:", "", *(f"* {failure}" for failure in failed), ""]
+
+
+def _failed(task: TaskAnalysis) -> tuple[str, ...]:
+    """Every failure once, with the seeds in which it happened."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for m in task.methods:
+        for cell in m.cells:
+            for why in cell.failures:
+                found.setdefault((m.method, why), []).append(cell.seed)
+    return tuple(
+        f"{method}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}: {why}"
+        for (method, why), seeds in found.items()
+    )
 
 
 def not_run(study: dict[str, Any]) -> list[str]:
@@ -121,58 +167,21 @@ def not_run(study: dict[str, Any]) -> list[str]:
     return [f"{name}: {why}" for name, why in study.get("unavailable", {}).items()]
 
 
-def _failures(part: TaskReport) -> list[str]:
-    if not part.failures:
-        return ["No cell failed.", ""]
-    return ["Failures:", "", *(f"* {failure}" for failure in part.failures), ""]
+def record_lines(path: Path) -> dict[tuple[str, str, int], int]:
+    """The key of each record → the number of its line; of the last one, if there are several."""
+    found = {}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith("\n"):
+                data = json.loads(line)
+                if "method" in data:
+                    label = data.get("label") or data["task"]["name"]
+                    found[label, data["method"], data["seed"]] = number
+    return found
 
 
-def _conditions(part: TaskReport, study: dict[str, Any]) -> list[str]:
-    settings = study["settings"]
-    finals = settings["final_seeds"]
-    first = part.records[0].provenance
-    seeds = sorted({r.seed for r in part.records})
-    revisions = sorted({str(r.provenance.get("git")) for r in part.records})
-    options = ", ".join(f"{k} = {v}" for k, v in part.options.items()) or "the defaults"
-    versions = ", ".join(f"{k} {v}" for k, v in first.get("versions", {}).items() if v)
-    hardware = first.get("hardware", {})
-    return [
-        f"Conditions: {settings['budget']} training epochs for each search, over all its trials; "
-        f"search seeds {', '.join(map(str, seeds))}; each recommendation trained at full length "
-        f"with {finals} other seed{'s' * (finals > 1)} and tested once each, outside the budget. "
-        f"Task options: {options}.",
-        "",
-        "The curves show the lowest validation error among all epochs trained so far. A method "
-        f"need not choose by it: {_choices(part)}the other searches recommend the trial with the "
-        "lowest validation error at its last epoch.",
-        "",
-        f"{versions}; {hardware.get('processor')}, {hardware.get('cores')} cores; "
-        f"revision {', '.join(revisions)}.",
-        "",
-    ]
-
-
-def _choices(part: TaskReport) -> str:
-    """Which methods of the task choose by something else, as the beginning of a sentence."""
-    present = dict.fromkeys(r.method for r in part.records)
-    said = [
-        f"{name} chooses by {method.chooses} alone and sees no validation data; "
-        for name, method in METHODS.items()
-        if name in present and method.chooses is not None
-    ]
-    return "".join(said)
-
-
-def _picture(part: TaskReport, parts: Sequence[TaskReport]) -> str:
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in part.task)
-    return "comparison" if len(parts) == 1 else f"comparison-{name}"
-
-
-def write_report(store: RecordStore) -> tuple[list[TaskReport], list[Path]]:
-    """Write report.md and the pictures beside the records.
-
-    Returns:
-        The parts of the report, and the files that were written.
+def load_analysis(store: RecordStore) -> Analysis:
+    """The analysis of a study's directory.
 
     Raises:
         StateError: There are no records, or they are damaged.
@@ -181,19 +190,37 @@ def write_report(store: RecordStore) -> tuple[list[TaskReport], list[Path]]:
     records = _in_order(store.load(), study)
     if not records:
         raise StateError(f"{store.path} holds no finished cell yet")
-    parts = build_report(records)
-    page = store.directory / "report.md"
-    page.write_text(markdown(study["title"], study, parts), encoding="utf-8")
-    written = [page]
-    for part in parts:
-        path = store.directory / _picture(part, parts)
-        written += plots.draw(part.records, f"{study['title']}: {part.task}", path)
+    return analyse(records, study, record_lines(store.path))
+
+
+def write_report(store: RecordStore) -> tuple[list[TaskReport], list[Path]]:
+    """Write report.html, report.md and the pictures beside the records.
+
+    Needs vl-convert-python, of the extra `compare`.
+
+    Returns:
+        The parts of the report as text, and the files that were written.
+
+    Raises:
+        StateError: There are no records, or they are damaged.
+    """
+    analysis = load_analysis(store)
+    written = [store.directory / "report.html", store.directory / "report.md"]
+    for path, text in zip(written, (html.page(analysis), markdown(analysis)), strict=True):
+        path.write_text(text, encoding="utf-8")
+    written += plots.draw(analysis, store.directory)
+    parts = [
+        TaskReport(t.label, tuple(table_rows(t)), t.sentences, _failed(t)) for t in analysis.tasks
+    ]
     return parts, written
 
 
 def _in_order(records: Sequence[CellRecord], study: dict[str, Any]) -> list[CellRecord]:
     methods = {method: place for place, method in enumerate(study["methods"])}
-    tasks = {task["name"]: place for place, task in enumerate(study["settings"]["tasks"])}
+    tasks = {
+        task.get("label") or task["name"]: place
+        for place, task in enumerate(study["settings"]["tasks"])
+    }
     return sorted(
         records,
         key=lambda r: (tasks.get(r.key[0], 99), methods.get(r.method, 99), r.method, r.seed),
