@@ -102,7 +102,7 @@ class DigitsCNN(_Digits):
 class DigitsMLP(_Digits):
     """The same digits and splits as of `DigitsCNN`, and a network without convolutions.
 
-    The response is of convolutions, so it is not measured. An epoch takes about fifteen
+    The response is of convolutions, so it is not measured. An epoch takes a few tens of
     milliseconds on one thread.
 
     Args:
