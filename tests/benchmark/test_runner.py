@@ -296,7 +296,6 @@ KINDS = (
     "asha",
     "hyperband",
     "bohb",
-    "pbt",
     "autohyper",
     "exptest",
 )

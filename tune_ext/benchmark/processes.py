@@ -40,8 +40,8 @@ class WorkerProcess:
     """A process of its own group, with a pipe to it and a scratch directory.
 
     Args:
-        command: Module and arguments after `python -m`; the pipe's number and the scratch
-            directory are appended.
+        command: Module and arguments after `python -m`; the pipe's number, the scratch
+            directory and the number of this process are appended.
         environment: Added to this process's environment.
         log: A file that its output is appended to.
     """
@@ -53,7 +53,8 @@ class WorkerProcess:
         path = os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path))
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command, str(theirs.fileno()), str(self.scratch)],
+                [sys.executable, "-m", *command, str(theirs.fileno()), str(self.scratch)]
+                + [str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **environment, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,

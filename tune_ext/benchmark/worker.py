@@ -1,7 +1,7 @@
 """The process in which cells run: its own small Ray, one thread, one trial at a time or a few.
 
-The runner starts it as `python -m tune_ext.benchmark.worker FD SCRATCH`, in a process group of
-its own, and talks to it over the pipe FD. One worker runs many cells, so that Ray and torch
+The runner starts it as `python -m tune_ext.benchmark.worker FD SCRATCH RUNNER`, in a process
+group of its own, and talks to it over the pipe FD. One worker runs many cells, so that Ray and torch
 start once. Messages are (kind, payload) pairs:
 
 * to the worker: ("search", dict), ("evaluate", dict), ("stop", None)
@@ -50,7 +50,7 @@ def main() -> None:
     """Serve cells until told to stop, or until the runner is gone."""
     pipe = Connection(int(sys.argv[1]))
     scratch = Path(sys.argv[2])
-    parent = os.getppid()
+    parent = int(sys.argv[3])  # it may be gone by now
     threading.Thread(target=_die_with_parent, args=(parent, scratch), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = _Worker(pipe, scratch)
