@@ -51,10 +51,10 @@ class WorkerProcess:
         self.pipe, theirs = Pipe()
         # The same modules must be found, also those of a task of the user's own.
         path = os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path))
+        told = (str(theirs.fileno()), str(self.scratch), str(os.getpid()))
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command, str(theirs.fileno()), str(self.scratch)]
-                + [str(os.getpid())],
+                [sys.executable, "-m", *command, *told],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **environment, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,

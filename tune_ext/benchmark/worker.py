@@ -1,8 +1,8 @@
 """The process in which cells run: its own small Ray, one thread, one trial at a time or a few.
 
 The runner starts it as `python -m tune_ext.benchmark.worker FD SCRATCH RUNNER`, in a process
-group of its own, and talks to it over the pipe FD. One worker runs many cells, so that Ray and torch
-start once. Messages are (kind, payload) pairs:
+group of its own, and talks to it over the pipe FD. One worker runs many cells, so that Ray and
+torch start once. Messages are (kind, payload) pairs:
 
 * to the worker: ("search", dict), ("evaluate", dict), ("stop", None)
 * from it: ("alive", what), ("epoch", dict), ("history", dict), ("searched", dict),
