@@ -30,6 +30,11 @@ from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
 from tune_ext.benchmark.tasks.functions import FUNCTIONS, CountingOnesTask, FunctionTask
 from tune_ext.benchmark.tasks.images import IMAGE_TASKS
 from tune_ext.benchmark.tasks.regression import CaliforniaHousing, Diabetes
+from tune_ext.benchmark.tasks.response_table import (
+    ResponseDigitsCNN,
+    ResponseFashionCNN,
+    ResponseFashionResNet,
+)
 from tune_ext.benchmark.tasks.tables import TABLES, TableTask
 from tune_ext.errors import InvalidValueError
 
@@ -42,6 +47,9 @@ __all__ = [
     "FashionMNISTResNet",
     "FunctionTask",
     "OwnRateRun",
+    "ResponseDigitsCNN",
+    "ResponseFashionCNN",
+    "ResponseFashionResNet",
     "RungPlan",
     "TableTask",
     "Task",
@@ -63,6 +71,9 @@ _TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(TableTask, name) for name in TABLES},
     **{name: partial(FunctionTask, name) for name in FUNCTIONS},
     CountingOnesTask.name: CountingOnesTask,
+    ResponseDigitsCNN.name: ResponseDigitsCNN,
+    ResponseFashionCNN.name: ResponseFashionCNN,
+    ResponseFashionResNet.name: ResponseFashionResNet,
 }
 """What builds a task of a name from its options."""
 
