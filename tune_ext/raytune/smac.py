@@ -371,6 +371,7 @@ class _Engine:
         return None
 
     def _ask(self, trial_id: str) -> Configuration | None:
+        import joblib
         from smac.main.exceptions import ConfigurationSpaceExhaustedException
         from smac.runhistory.dataclasses import TrialInfo
 
@@ -381,7 +382,9 @@ class _Engine:
             return None
         else:
             try:
-                info = self._facade.ask()
+                # Ten small trees are fitted sooner than threads are started for them.
+                with joblib.parallel_config(backend="sequential"):
+                    info = self._facade.ask()
             except (StopIteration, ConfigurationSpaceExhaustedException):
                 self._exhausted = True
                 return None
