@@ -1,0 +1,89 @@
+"""The worker's parts that train: schedules, a cluster that runs already."""
+
+import pytest
+
+from tests.benchmark.examples import FAKE, make_study
+from tests.benchmark.fake import FakeTask
+from tests.benchmark.test_simulated_cells import Quiet
+from tune_ext.benchmark.cell_run import CellRun, Phase, Place
+from tune_ext.benchmark.records import RecordStore
+from tune_ext.benchmark.runner import run_study
+from tune_ext.benchmark.study import Cell
+from tune_ext.benchmark.worker import _epoch_seconds, _Worker
+
+
+class Pipe:
+    def __init__(self):
+        self.sent = []
+
+    def send(self, message):
+        self.sent.append(message)
+
+
+def evaluated(tmp_path, **request):
+    pipe = Pipe()
+    _Worker(pipe, tmp_path).evaluate(
+        {"task": {"name": FAKE, "options": {"epochs": 4}}, "seeds": [7], **request}
+    )
+    assert pipe.sent[-1][0] == "evaluated"
+    return pipe.sent[-1][1]
+
+
+def test_a_schedule_is_trained_with_its_switches(tmp_path):
+    schedule = [[0, {"lr": 0.5}], [2, {"lr": 0.01}]]
+    (test,) = evaluated(tmp_path, config={"lr": 0.01}, schedule=schedule)
+    (plain,) = evaluated(tmp_path, config={"lr": 0.01}, schedule=None)
+    # the fake's error depends on its rate now and the number of its epochs: both carried over
+    assert test["test_error"] == plain["test_error"]
+    assert test["epochs"] == 4
+    (other,) = evaluated(tmp_path, config={"lr": 0.01}, schedule=schedule[:1])
+    assert other["test_error"] > plain["test_error"]
+    with pytest.raises(RuntimeError, match="does not begin at epoch 0"):
+        evaluated(tmp_path, config={"lr": 0.01}, schedule=schedule[1:])
+
+
+def test_a_schedule_is_recommended_recorded_and_asked_for():
+    study = make_study(methods=("pbt",))
+    cell = CellRun(Cell(study.tasks[0], "pbt", 0), study)
+    steps = [(0, {"lr": 0.5}), (2, {"lr": 0.01})]
+    result = {"epoch": 1, "validation_error": 0.5}
+    cell.handle("epoch", {"trial_id": "a", "config": {}, "result": result, "seconds": 1.0})
+    searched = {"answer": {"lr": 0.01}, "schedule": steps, "details": {}, "errors": []}
+    cell.handle("searched", searched)
+    assert cell.phase is Phase.EVALUATE
+    assert cell.request(None)[1]["schedule"] == [[0, {"lr": 0.5}], [2, {"lr": 0.01}]]
+    cell.handle("evaluated", [{"seed": 1, "test_error": 0.5}])
+    assert cell.record().recommendation["schedule"][1] == [2, {"lr": 0.01}]
+
+
+def test_what_an_epoch_costs_is_timed_where_it_is_trained():
+    assert 0 < _epoch_seconds(FakeTask()) < 1
+
+
+def test_epochs_under_way_at_the_end_of_a_search_with_workers_count_nowhere():
+    study = make_study(workers=3)
+    cell = CellRun(Cell(study.tasks[0], "random", 0), study)
+    cell.journaled = 12
+    assert cell.epochs_used == 10
+
+
+def test_trials_run_on_a_cluster_that_runs_already(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        cluster.add_node(
+            num_cpus=2, include_dashboard=False, object_store_memory=80 * 1024**2, num_gpus=0
+        )
+        storage = tmp_path / "shared"
+        storage.mkdir()
+        place = Place(cluster.address, str(storage), cpus_per_trial=1.0)
+        study = make_study(methods=("random",), seeds=(0,), budget=9, workers=2)
+        (record,) = run_study(study, RecordStore(tmp_path / "out"), Quiet(), place=place)
+    finally:
+        cluster.shutdown()
+    assert record.failures == []
+    assert record.epochs_used == len(record.history["trial"]) == 9
+    assert record.makespan > 0
+    assert record.incumbents[-1][0] <= 9
+    assert list(storage.iterdir()) == []
