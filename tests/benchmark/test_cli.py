@@ -15,7 +15,7 @@ from tune_ext.benchmark.processes import descendants
 from tune_ext.benchmark.progress import LiveProgress, PlainProgress, time_left
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.runner import CellRun
-from tune_ext.benchmark.study import Cell
+from tune_ext.benchmark.study import Cell, TaskSpec
 from tune_ext.benchmark.tasks import names
 
 STUDY = f"""\
@@ -88,6 +88,8 @@ def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys, monkeypa
         (["compare", "STUDY", "--methods", "nothing"], "choose from default"),
         (["compare", "STUDY", "--budget", "0"], "budget must be positive"),
         (["compare", "STUDY", "--jobs", "0"], "jobs must be"),
+        (["compare", "STUDY", "--workers", "0"], "workers must be"),
+        (["compare", "STUDY", "--address", "auto"], "give --storage"),
         (["report", "OUT"], "not the directory of a comparison"),
     ],
 )
@@ -206,6 +208,63 @@ def test_plain_lines_tell_what_runs_and_what_failed():
     assert "search 1 of 10 epochs, best 25.00 %" in text
     assert "[2/4] fake · random · seed 0: test error 20.00 % with lr 0.01" in text
     assert "FAILED: it hung" in text
+
+
+def quick(**changes):
+    return make_record(clock="simulated", search_seconds=0.01, evaluation_seconds=0.0, **changes)
+
+
+def test_cells_of_milliseconds_are_counted_and_not_printed():
+    lines = []
+    view = PlainProgress(lines.append, every=1e9, often=0.0)
+    study = make_study()
+    view.begin(study, 1000, [], jobs=1)
+    run = CellRun(Cell(study.tasks[0], "random", 0), study)
+    for seed in range(500):
+        view.finish_cell(quick(seed=seed, percent=False, test_errors=(2.5,)))
+    for seed in range(500, 510):
+        view.finish_cell(quick(seed=seed, failures=["it hung"]))
+    assert len(lines) == 1 + 3
+    assert "FAILED: it hung; more of these are counted and not printed" in lines[-1]
+    view.tick([run])
+    view.tick([run])
+    assert len(lines) == 4 + 2
+    assert "510 of 1000 cells done" in lines[4]
+    view.finish_cell(make_record(clock="simulated", search_seconds=5.0))
+    assert "test error 20.00 %" in lines[-1]
+
+
+def test_the_best_method_so_far_is_told():
+    lines = []
+    view = PlainProgress(lines.append, every=0.0)
+    study = make_study(tasks=(TaskSpec(FAKE, {"epochs": 4}, "fake"),))
+    view.begin(study, 9, [make_record("asha", test_errors=(0.1,))], jobs=1)
+    view.finish_cell(quick(method="random", test_errors=(0.3,)))
+    view.tick([CellRun(Cell(study.tasks[0], "random", 0), study)])
+    assert lines[-1].endswith("best method so far asha, 10.00 %")
+
+
+def test_errors_that_are_no_percentages_are_plain_numbers():
+    from tune_ext.benchmark.progress import outcome
+
+    told = outcome(make_record(percent=False, test_errors=(0.25,), label="mse"))
+    assert told.startswith("mse · random · seed 0: test error 0.25 with lr 0.01")
+
+
+def test_records_are_exported(tmp_path, capsys):
+    store = RecordStore(tmp_path / "out")
+    assert cli.main(["export", str(store.directory)]) == 2
+    assert "not the directory of a comparison" in capsys.readouterr().err
+    store.open(make_study())
+    assert cli.main(["export", str(store.directory)]) == 2
+    assert "no finished cell" in capsys.readouterr().err
+    store.append(make_record())
+    assert cli.main(["export", str(store.directory), "--to", str(tmp_path / "p")]) == 0
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {
+        "cells.parquet",
+        "trials.parquet",
+        "incumbents.parquet",
+    }
 
 
 def test_the_live_table_shows_the_same():

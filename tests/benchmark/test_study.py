@@ -3,6 +3,7 @@ import pytest
 from tests.benchmark.examples import FAKE, make_study
 from tune_ext.benchmark.study import TaskSpec, parse_seeds
 from tune_ext.benchmark.study_file import find_study, load_study, parse_study
+from tune_ext.benchmark.tally import epochs_allowed
 from tune_ext.errors import DataNotFoundError, InvalidValueError
 
 TEXT = """\
@@ -51,12 +52,45 @@ def test_a_study_is_read_from_toml():
         ('methods = ["default", "random"]', "methods = []", 8, "must not be empty"),
         ("stall_seconds = 5", "stall_seconds = -5", 14, "positive"),
         ('name = "digits-cnn"', 'name = ""', 4, "needs a name"),
+        ('name = "digits-cnn"', 'name = "digits-cn"', 4, "did you mean digits-cnn"),
+        ('name = "digits-cnn"', 'name = "digits-cnn"\nlabel = 3', 5, "label must be text"),
+        ('name = "digits-cnn"', 'name = "digits-cnn"\nlabl = "x"', 5, "did you mean label"),
+        ("{ epochs = 7 }", "{ epoch = 7 }", 5, "no option 'epoch'"),
+        ("{ epochs = 7 }", "{ epochs = 7 }\nbudget = 0", 6, "positive"),
+        ('"random"]', '"randon"]', 8, "did you mean random"),
+        ("budget = 30", 'budget = 30\nunit = "epoch"', 11, "did you mean epochs"),
+        ("budget = 30", "budget = 30\nworkers = 0", 11, "positive"),
     ],
 )
 def test_mistakes_are_told_with_their_line(old, new, line, words):
     with pytest.raises(InvalidValueError, match=words) as caught:
         parse_study(TEXT.replace(old, new), where="here.toml")
     assert str(caught.value).startswith(f"here.toml, line {line}:")
+
+
+def test_the_line_is_that_of_the_entry_at_fault():
+    second = '[[tasks]]\nname = "digits-cnn"\nlabel = "b"\n[tasks.options]\nepoch = 3\n\n[compare]'
+    with pytest.raises(InvalidValueError, match="no option 'epoch'") as caught:
+        parse_study(TEXT.replace("[compare]", second), where="x")
+    assert str(caught.value).startswith("x, line 10:")
+
+
+def test_a_study_has_a_unit_workers_labels_and_budgets_of_its_tasks():
+    more = '[[tasks]]\nname = "digits-cnn"\nlabel = "long"\nbudget = 90\n\n[compare]'
+    text = TEXT.replace("[compare]", more).replace(
+        "budget = 30", 'budget = 30\nunit = "trainings"\nworkers = 4'
+    )
+    study = parse_study(text)
+    assert (study.unit, study.workers) == ("trainings", 4)
+    assert [t.label for t in study.tasks] == ["digits-cnn", "long"]
+    assert [study.budget_of(t) for t in study.tasks] == [30, 90]
+    assert study.cells()[2].key == ("long", "default", 4)
+    assert TaskSpec(**study.tasks[1].to_json()) == study.tasks[1]
+    with pytest.raises(InvalidValueError, match="give one of them a label"):
+        parse_study(text.replace('label = "long"\n', ""))
+    shorter = study.with_overrides(budget=7, workers=1)
+    assert [shorter.budget_of(t) for t in shorter.tasks] == [7, 7]
+    assert shorter.workers == 1
 
 
 def test_what_is_missing_or_not_toml_is_told():
@@ -120,6 +154,8 @@ def test_the_shipped_studies_are_sound():
     for file in files:
         study = load_study(file)
         tasks = [spec.create() for spec in study.tasks]
-        suited = {m for m in METHODS if any(unsuited(m, task) is None for task in tasks)}
-        assert set(study.methods) == suited
-        assert all(task.max_epochs <= study.budget for task in tasks)
+        assert set(study.methods) <= set(METHODS)
+        assert all(any(unsuited(m, task) is None for m in study.methods) for task in tasks)
+        for spec, task in zip(study.tasks, tasks, strict=True):
+            allowed = epochs_allowed(study.budget_of(spec), study.unit, task.max_epochs)
+            assert allowed is None or allowed >= task.max_epochs
