@@ -380,7 +380,7 @@ def _intervals(
     x = {"field": "v", "type": "quantitative", "title": title, "scale": scale}
     shared = {"data": {"name": "means"}, "transform": [_SHOWN]}
     return {
-        "height": {"step": 26},
+        "height": 26 * len(order),
         "encoding": {
             "y": {
                 "field": "m",

@@ -175,7 +175,11 @@ def _places(across: Across) -> Spec:
             "field": "p",
             "type": "quantitative",
             "legend": None,
-            "scale": {"domain": [1, (k + 1) / 2, k], "range": ["@high", "@middle", "@low"]},
+            "scale": {
+                "domain": [1, (k + 1) / 2, k],
+                "range": ["@high", "@middle", "@low"],
+                "interpolate": "rgb",
+            },
         },
         text={"field": "p", "format": "~g"},
         tooltip=[
@@ -211,7 +215,11 @@ def _improvement(across: Across) -> Spec:
             "field": "v",
             "type": "quantitative",
             "legend": None,
-            "scale": {"domain": [0, 0.5, 1], "range": ["@low", "@middle", "@high"]},
+            "scale": {
+                "domain": [0, 0.5, 1],
+                "range": ["@low", "@middle", "@high"],
+                "interpolate": "rgb",
+            },
         },
         text={"field": "v", "format": ".2f"},
         tooltip=[
@@ -251,7 +259,7 @@ def _heat(
     axis = {"labelColor": "@ink", "labelLimit": 170}
     return {
         "data": {"name": "heat"},
-        "height": {"step": 24},
+        "height": 24 * len(sort_y),
         "encoding": {
             "y": {
                 "field": y,

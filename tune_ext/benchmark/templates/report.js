@@ -64,7 +64,7 @@ function show(element) {
   return drawing.get(element);
 }
 function redraw() {
-  for (const element of drawing.keys()) {
+  for (const element of [...drawing.keys()]) {
     drawing.delete(element);
     if (element.offsetParent !== null) show(element); else watcher.observe(element);
   }
