@@ -46,7 +46,7 @@ def _ranks(found: CriticalDifference, methods: Sequence[str]) -> Spec:
                 "ours": is_ours(name),
             }
         )
-    depth = below + half
+    depth = below + half + 0.6
     x = {
         "field": "x",
         "type": "quantitative",
