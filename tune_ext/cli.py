@@ -91,7 +91,7 @@ def _need(*modules: str) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    _need("rich", "matplotlib")
+    _need("rich", "vl_convert")
     path = find_study(options.study)
     study = load_study(path).with_overrides(
         methods=None if options.methods is None else _names(options.methods),
@@ -125,7 +125,7 @@ def _names(text: str) -> list[str]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    _need("rich", "matplotlib")
+    _need("rich", "vl_convert")
     _print_report(RecordStore(options.directory))
     return 0
 

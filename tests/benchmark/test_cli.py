@@ -183,7 +183,7 @@ def test_workers_end_when_the_runner_is_killed(hanging):
 def test_what_the_report_needs_is_told_first(study_file, capsys, monkeypatch):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["compare", str(study_file)]) == 2
-    assert "rich and matplotlib not installed: pip install" in capsys.readouterr().err
+    assert "rich and vl_convert not installed: pip install" in capsys.readouterr().err
 
 
 def test_time_left_by_hand():
