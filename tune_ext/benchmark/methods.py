@@ -143,15 +143,17 @@ def _median(setup: Setup) -> Search:
 def _pbt(setup: Setup) -> Search:
     """Ray's PBT: as many members as the budget trains in full, two at least.
 
-    A member that ends early, because it has diverged, is replaced by a new random one. What
-    is recommended is a schedule; it is replayed from scratch with the evaluation's seeds.
+    No member is added later: it would be trained before those that are nearly at the end. So
+    epochs are left over where members diverge, or go on from where a better one is. What is
+    recommended is a schedule; it is replayed from scratch with the evaluation's seeds.
     """
     from ray.tune.search import ConcurrencyLimiter
 
     from tune_ext.benchmark._population import Population
     from tune_ext.benchmark.tune_parts import StreamSearch
 
-    members = ConcurrencyLimiter(StreamSearch(setup), max_concurrent=max(2, setup.trainings))
+    size = max(2, setup.trainings)
+    members = ConcurrencyLimiter(StreamSearch(setup, limit=size), max_concurrent=size)
     scheduler = Population(setup, interval=max(1, setup.max_epochs // PBT_INTERVALS))
     return Search(
         members,
