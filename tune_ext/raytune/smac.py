@@ -371,7 +371,7 @@ class _Engine:
         return None
 
     def _ask(self, trial_id: str) -> Configuration | None:
-        import joblib
+        import joblib  # type: ignore[import-untyped]
         from smac.main.exceptions import ConfigurationSpaceExhaustedException
         from smac.runhistory.dataclasses import TrialInfo
 
