@@ -1,5 +1,6 @@
 """Ray's control loop on a simulated clock."""
 
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
+from tune_ext.benchmark import tasks
+from tune_ext.benchmark.methods import METHODS, Setup
 from tune_ext.benchmark.simulation import SimulationStuck, simulate
+from tune_ext.benchmark.tune_parts import BudgetStopper, LookupTrainable
 from tune_ext.errors import InvalidValueError
 
 
@@ -170,6 +174,46 @@ def test_a_searcher_that_hangs_is_found_out(tmp_path: Path) -> None:
 def test_a_scheduler_that_hangs_is_found_out(tmp_path: Path) -> None:
     with pytest.raises(SimulationStuck, match="3 PAUSED"):
         simulate(Lookup, search_alg=Listed(levels(3)), scheduler=Asleep(), storage=tmp_path)
+
+
+class EndsBeforehand(FIFOScheduler):
+    """Ends every trial before it starts, as ours do with probes that were recorded before."""
+
+    def on_trial_add(self, controller: Any, trial: Any) -> None:
+        trial.init_local_path()
+        trial.update_last_result({"error": 1.0, "done": True, "trial_id": trial.trial_id})
+        trial.set_status("TERMINATED")
+
+
+def test_a_trial_may_write_to_its_directory(tmp_path: Path) -> None:
+    run = simulate(
+        Lookup, search_alg=Listed(levels(2)), scheduler=EndsBeforehand(), storage=tmp_path
+    )
+    assert (run.trials, run.steps) == (2, 0)
+
+
+@pytest.mark.parametrize("method", ["autohyper", "exptest", "exptest+random"])
+def test_ours_run_on_recorded_trainings(tmp_path: Path, method: str) -> None:
+    task = tasks.create("response-digits-cnn")
+    setup = Setup(task, budget=60, seed=3)
+    build = METHODS[method].build
+    assert build is not None
+    search = build(setup)
+    rows: list[Any] = []
+    run = simulate(
+        functools.partial(LookupTrainable, task, 3),
+        search_alg=search.search_alg,
+        scheduler=search.scheduler,
+        stopper=BudgetStopper(
+            60,
+            None if search.stops_trials else setup.max_epochs,
+            lambda trial_id, result: rows.append(result),
+        ),
+        storage=tmp_path,
+    )
+    assert run.errors == ()
+    assert 0 < len(rows) <= 60
+    assert search.answer() is not None or method == "exptest+random"
 
 
 def test_workers_are_checked(tmp_path: Path) -> None:

@@ -115,6 +115,8 @@ def simulate(
     """
     check_count("workers", workers)
     experiment = Experiment(name, _Placeholder, num_samples=sys.maxsize, storage_path=str(storage))
+    # Ray asks its session where trials may write, and there is none.
+    experiment.storage._get_session_path = _Session(str(storage))
     search = search_alg
     if not isinstance(search, SearchGenerator):
         search = SearchGenerator(search)
@@ -143,6 +145,16 @@ def simulate(
         actors.steps,
         tuple(actors.errors),
     )
+
+
+@dataclass(frozen=True)
+class _Session:
+    """Where the session would be; not a closure, as Ray copies storages."""
+
+    path: str
+
+    def __call__(self) -> str:
+        return self.path
 
 
 class _Placeholder(Trainable):  # type: ignore[misc] # Ray's classes are untyped
