@@ -207,3 +207,29 @@ def test_a_record_of_version_one_is_read_and_told_in_full():
 def test_a_place_is_checked(arguments, words):
     with pytest.raises(InvalidValueError, match=words):
         Place(**arguments)
+
+
+def test_exptest_sees_the_losses_of_recorded_trainings_and_each_final_seed_is_looked_up(tmp_path):
+    recorded = TaskSpec("response-digits-cnn")
+    small = study(tasks=(recorded,), methods=("exptest",), workers=1, final_seeds=3)
+    (record,) = run_study(small, RecordStore(tmp_path), Quiet())
+    assert record.failures == []
+    assert record.recommendation["source"] == "method"
+    assert [t["seed"] for t in record.tests] == small.evaluation_seeds(0)
+    assert len({t["test_loss"] for t in record.tests}) == 3
+
+
+def test_a_simulated_trial_goes_on_with_the_losses_that_it_has_seen():
+    from tune_ext.benchmark.tune_parts import LookupTrainable
+
+    task = TaskSpec("response-digits-cnn").create()
+    whole, first, second = (LookupTrainable(task, 0, {"lr": 0.01}) for _ in range(3))
+    whole.step(), first.step()
+    second.load(first.state())
+    assert second.step() == whole.step()
+
+
+def test_workers_go_through_sets_in_the_same_order():
+    from tune_ext.benchmark.runner import _ENVIRONMENT
+
+    assert _ENVIRONMENT["PYTHONHASHSEED"] == "0"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tune_ext._checks import check_count
+from tune_ext.benchmark._unavailable import grouped, pair
 from tune_ext.benchmark.cell_run import CellRun, Phase, Place
 from tune_ext.benchmark.methods import check_methods, missing, unsuited
 from tune_ext.benchmark.processes import WorkerProcess
@@ -42,6 +43,8 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # SMAC goes through sets of strings: without this a seed would not repeat its search.
+    "PYTHONHASHSEED": "0",
     "PYTHONUNBUFFERED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -184,7 +187,7 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
     if not methods or not tasks:
         raise MissingDependencyError("; ".join(f"{n}: {why}" for n, why in problems.items()))
     pairs = {
-        _pair(method, task.label): why
+        pair(method, task.label): why
         for task in tasks
         for method in methods
         if (why := unsuited(method, task.create())) is not None
@@ -192,10 +195,6 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
     if len(pairs) == len(methods) * len(tasks):
         raise InvalidValueError("; ".join(f"{n}: {why}" for n, why in pairs.items()))
     return replace(study, methods=methods, tasks=tasks), problems | pairs
-
-
-def _pair(method: str, label: str) -> str:
-    return f"{method} on {label}"
 
 
 def run_study(
@@ -229,11 +228,11 @@ def run_study(
     runnable, unavailable = split_available(study)
     with store.locked():
         finished = {r.key: r for r in store.open(study, unavailable)}
-        cells = [c for c in runnable.cells() if _pair(c.method, c.task.label) not in unavailable]
+        cells = [c for c in runnable.cells() if pair(c.method, c.task.label) not in unavailable]
         before = [finished[c.key] for c in cells if c.key in finished]
         waiting = deque(c for c in cells if c.key not in finished)
         observer.begin(study, len(cells), before, jobs)
-        for name, why in unavailable.items():
+        for name, why in grouped(unavailable):
             observer.unavailable(name, why)
         logs = store.directory / "logs"
         if waiting:

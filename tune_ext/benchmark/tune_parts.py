@@ -73,16 +73,8 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
             "train_seconds": seconds,
             "done": bool(metrics.get("diverged", False)),
             "found": {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {},
-            **self._report_losses(),
+            **_report_losses(self._loss_monitor, self._run),
         }
-
-    def _report_losses(self) -> dict[str, Any]:
-        """What `tune_ext.LossMonitor` has to say of the epoch's losses."""
-        if self._loss_monitor is None:
-            return {}
-        for loss in self._run.step_losses:
-            self._loss_monitor.step(loss)
-        return self._loss_monitor.report()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the run's state."""
@@ -116,21 +108,35 @@ class LookupTrainable:
     def __init__(self, task: tasks.Task, seed: int, config: Mapping[str, Any]) -> None:
         values = {k: v for k, v in config.items() if k != RESERVED_KEY}
         self._run = tasks.start(task, values, seed=seed)
+        self._loss_monitor = LossMonitor(config) if task.loss is not None else None
 
     def step(self) -> dict[str, Any]:
         """Look up one epoch."""
         metrics = dict(self._run.train_epoch())
         found = {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {}
         done = bool(metrics.get("diverged", False))
-        return {**metrics, "epoch": self._run.epoch, "done": done, "found": found}
+        told = {"epoch": self._run.epoch, "done": done, "found": found}
+        return {**metrics, **told, **_report_losses(self._loss_monitor, self._run)}
 
     def state(self) -> Any:
         """What `load` needs."""
-        return self._run.state_dict()
+        monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
+        return {"run": self._run.state_dict(), "monitor": monitor}
 
     def load(self, state: Any) -> None:
         """Go on from there."""
-        self._run.load_state_dict(state)
+        self._run.load_state_dict(state["run"])
+        if self._loss_monitor is not None:
+            self._loss_monitor.load_state_dict(state["monitor"])
+
+
+def _report_losses(monitor: LossMonitor | None, run: tasks.TaskRun) -> dict[str, Any]:
+    """What `tune_ext.LossMonitor` has to say of the losses of the run's last epoch."""
+    if monitor is None:
+        return {}
+    for loss in run.step_losses:
+        monitor.step(loss)
+    return monitor.report()
 
 
 class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped

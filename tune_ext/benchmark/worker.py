@@ -272,11 +272,14 @@ class _Worker:
     def evaluate(self, request: dict[str, Any]) -> None:
         """Test a configuration once a seed, each time trained in full from scratch.
 
-        A simulated task has nothing to train: one look at its test error is enough.
+        A simulated task has nothing to train: its test errors are looked up, one where all
+        seeds have the same.
         """
         task = TaskSpec(**request["task"]).create()
         if task.simulated:
-            self._pipe.send(("evaluated", [_look_up(task, request)]))
+            found = [_look_up(task, request["config"], seed) for seed in request["seeds"]]
+            same = all({**f, "seed": 0} == {**found[0], "seed": 0} for f in found)
+            self._pipe.send(("evaluated", found[:1] if same else found))
             return
         tests = []
         for number, seed in enumerate(request["seeds"]):
@@ -315,9 +318,8 @@ def _switch(task: Task, run: TaskRun | None, config: Mapping[str, Any], seed: in
     return new
 
 
-def _look_up(task: Task, request: Mapping[str, Any]) -> dict[str, Any]:
-    seed = request["seeds"][0]
-    return _tested(seed, task.start(request["config"], seed=seed).test(), {})
+def _look_up(task: Task, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return _tested(seed, task.start(config, seed=seed).test(), {})
 
 
 def _tested(seed: int, test: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
