@@ -78,6 +78,14 @@ def test_a_method_without_records_for_a_task_is_left_out_with_the_reason():
     assert "Not compared across tasks: bohb (no records for task 1)." in found.sentences
 
 
+def test_what_has_no_record_at_all_is_still_to_go():
+    given = {**study(), "unavailable": {"bohb on task 6": "why"}}
+    records = [r for r in several_records() if r.key[0] != "task 6" and r.seed < 5]
+    said = analyse(records, given).sentences
+    lacking = 6 * 6 * 1 + 5 * 6  # one seed of six tasks, and all of the last but bohb's
+    assert said[-1] == f"The study is not finished: {lacking} cells to go."
+
+
 def test_losses_are_told():
     records = [
         make_record(m, s, (e + 0.001 * s,))

@@ -83,7 +83,7 @@ def _apart(
     if seeds < 2:
         return ["With one seed nothing can be said about noise: no method is told apart."]
     same = [m for m, d in differences.items() if not d.exceeds_noise]
-    worse = [m for m, d in differences.items() if d.exceeds_noise]
+    worse = [m for m, d in differences.items() if d.low > 0]
     said = []
     if same:
         said.append(f"These {seeds} seeds do not tell {_join(same)} apart from {best.method}.")
@@ -198,10 +198,18 @@ def _own_across(across: Across, name: str) -> str:
 
 
 def _unfinished(analysis: Analysis, study: Mapping[str, Any]) -> list[str]:
-    wanted = set(study.get("seeds", ()))
-    lacking = sum(
-        len(wanted - {c.seed for c in m.cells}) for t in analysis.tasks for m in t.methods
-    )
+    seeds, not_run = set(study.get("seeds", ())), set(study.get("unavailable", ()))
+    tasks = {t.label: t for t in analysis.tasks}
+    settings = study["settings"].get("tasks", ())
+    labels = dict.fromkeys([*(t.get("label", t["name"]) for t in settings), *tasks])
+    methods = dict.fromkeys([*study.get("methods", ()), *analysis.methods])
+    lacking = 0
+    for label in labels:
+        known = tasks[label].methods if label in tasks else ()
+        done = {m.method: {c.seed for c in m.cells} for m in known}
+        for method in methods:
+            if not {label, method, f"{method} on {label}"} & not_run:
+                lacking += len(seeds - done.get(method, set()))
     return [f"The study is not finished: {_count(lacking, 'cell')} to go."] if lacking else []
 
 
