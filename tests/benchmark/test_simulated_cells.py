@@ -233,3 +233,23 @@ def test_workers_go_through_sets_in_the_same_order():
     from tune_ext.benchmark.runner import _ENVIRONMENT
 
     assert _ENVIRONMENT["PYTHONHASHSEED"] == "0"
+
+
+def test_a_few_slow_configurations_do_not_shrink_what_is_planned_for_seconds():
+    from tune_ext.benchmark.worker import _epoch_seconds
+
+    class Run:
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def train_epoch(self):
+            return {"seconds": self.seconds}
+
+    class Uneven(type(BRANIN.create())):
+        started = 0
+
+        def start(self, config, *, seed):
+            self.started += 1
+            return Run(1000.0 if self.started % 8 == 0 else 1.0)
+
+    assert _epoch_seconds(Uneven("function-branin")) == 1.0

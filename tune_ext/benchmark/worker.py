@@ -160,7 +160,7 @@ class _Worker:
     def _epochs(self, task: Task, spec: TaskSpec, request: Mapping[str, Any]) -> int:
         """How many epochs the budget allows, for methods that plan with them.
 
-        A budget in seconds is divided by what an epoch costs: the mean over the first epochs
+        A budget in seconds is divided by what an epoch costs: the median over the first epochs
         of some random configurations where epochs are looked up, else the time of an epoch
         of the default configuration, trained here outside the budget.
         """
@@ -341,7 +341,7 @@ def _epoch_seconds(task: Task) -> float:
     if task.simulated:
         drawn = Setup(task, 1, 0).configurations()
         runs = [task.start(next(drawn), seed=0) for _ in range(_PILOTS)]
-        return float(np.mean([run.train_epoch()["seconds"] for run in runs]))
+        return float(np.median([run.train_epoch()["seconds"] for run in runs]))
     run = task.start(task.default_config, seed=0)
     seconds = []
     for _ in range(min(2, task.max_epochs)):  # the first one loads the data
