@@ -62,10 +62,10 @@ def _task(task: TaskAnalysis, analysis: Analysis) -> list[str]:
         return ["No method has a test result."]
     best = ranked[0]
     if len(ranked) == 1:
-        return [f"Only {best.method} has test results: {task.told(best.mean)} test error."]
+        return [f"Only {best.method} has test results: {task.told(best.mean)} {_judged(task)}."]
     differences = {m.method: paired_difference(m.scores, best.scores) for m in ranked[1:]}
     said = [
-        f"Lowest mean test error: {best.method}, {task.told(best.mean)}; "
+        f"Lowest mean {_judged(task)}: {best.method}, {task.told(best.mean)}; "
         f"next is {ranked[1].method} with {task.told(ranked[1].mean)}."
     ]
     said += _apart(task, best, differences)
@@ -74,6 +74,11 @@ def _task(task: TaskAnalysis, analysis: Analysis) -> list[str]:
             said.append(_own(task, own, place, ranked, differences[own.method], analysis))
     said += _failures(task)
     return said
+
+
+def _judged(task: TaskAnalysis) -> str:
+    """What methods are judged by: a table has no test images."""
+    return "true error" if task.simulated else "test error"
 
 
 def _apart(
@@ -232,6 +237,13 @@ def _conditions(
         "error that its task knows. Intervals of single comparisons are not corrected for their "
         "number; those across tasks are (Holm)."
     )
+    if any(task.simulated for task in analysis.tasks):
+        said.append(
+            "On the simulated clock nothing is trained. The true error of a recommendation is "
+            "looked up: the mean over the recorded trainings of its configuration. On published "
+            "tables these are the trainings that the searches saw, one by one: whoever sees all "
+            "of a configuration knows its true error, and whoever stops early chooses by a part."
+        )
     choices = [
         f"{name} chooses by {METHODS[name].chooses} alone and sees no validation data"
         for name in analysis.methods
