@@ -159,7 +159,19 @@ def _print_report(store: RecordStore) -> None:
     for line in not_run(store.load_settings()):
         print(f"not run: {line}")
     print()
-    print("Written: " + ", ".join(str(path) for path in [store.path, *written]))
+    print(f"Written: {len(written)} files in {store.directory}, such as report.html and report.md")
+
+
+_CHOSEN = COLUMNS.index("chosen (median, range)")
+_FEW = 3
+"""Up to how many recommended parameters a terminal's table shows."""
+
+
+def _shortened(row: Sequence[str], parameters: int) -> list[str]:
+    """A row of a table for the terminal, where many parameters would fill the screen."""
+    if parameters <= _FEW or row[_CHOSEN] == "none":
+        return list(row)
+    return [*row[:_CHOSEN], f"{parameters} parameters: see report.html", *row[_CHOSEN + 1 :]]
 
 
 def _print_table(part: TaskReport) -> None:
@@ -170,7 +182,7 @@ def _print_table(part: TaskReport) -> None:
     for place, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if place in (0, 4) else "right")
     for row in part.rows:
-        table.add_row(*row)
+        table.add_row(*_shortened(row, part.parameters))
     console = Console()
     # A pipe has no width of its own: nothing may be cut off there.
     console.print(table) if console.is_terminal else Console(width=140).print(table)

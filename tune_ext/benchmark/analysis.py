@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from tune_ext.benchmark._unavailable import grouped
 from tune_ext.benchmark.methods import METHODS
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.stats import (
@@ -289,7 +290,7 @@ def _method_order(records: Sequence[CellRecord], study: Mapping[str, Any]) -> tu
 
 def _not_run(study: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Methods and tasks that could not run, with the reasons, as study.json tells them."""
-    return tuple((str(n), str(why)) for n, why in dict(study.get("unavailable", {})).items())
+    return tuple(grouped(study.get("unavailable", {})))
 
 
 def _task(

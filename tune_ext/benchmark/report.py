@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ext.benchmark import html, plots
+from tune_ext.benchmark._unavailable import grouped
 from tune_ext.benchmark.analysis import Across, Analysis, MethodResult, TaskAnalysis, analyse
 from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.errors import StateError
@@ -44,6 +45,7 @@ class TaskReport:
     rows: tuple[tuple[str, ...], ...]
     sentences: tuple[str, ...]
     failures: tuple[str, ...]
+    parameters: int = 0
 
 
 def table_rows(task: TaskAnalysis) -> list[tuple[str, ...]]:
@@ -164,7 +166,7 @@ def _failed(task: TaskAnalysis) -> tuple[str, ...]:
 
 def not_run(study: dict[str, Any]) -> list[str]:
     """Methods and tasks that could not run where the study ran last, each with the reason."""
-    return [f"{name}: {why}" for name, why in study.get("unavailable", {}).items()]
+    return [f"{name}: {why}" for name, why in grouped(study.get("unavailable", {}))]
 
 
 def record_lines(path: Path) -> dict[tuple[str, str, int], int]:
@@ -210,7 +212,14 @@ def write_report(store: RecordStore) -> tuple[list[TaskReport], list[Path]]:
         path.write_text(text, encoding="utf-8")
     written += plots.draw(analysis, store.directory)
     parts = [
-        TaskReport(t.label, tuple(table_rows(t)), t.sentences, _failed(t)) for t in analysis.tasks
+        TaskReport(
+            t.label,
+            tuple(table_rows(t)),
+            t.sentences,
+            _failed(t),
+            parameters=max((len(m.chosen) for m in t.methods), default=0),
+        )
+        for t in analysis.tasks
     ]
     return parts, written
 
