@@ -159,3 +159,24 @@ def test_provenance_names_versions_and_hardware():
     assert known["versions"]["numpy"] == np.__version__
     assert known["hardware"]["cores"] >= 1
     json.dumps(known, allow_nan=False)
+
+
+def test_packed_records_are_read_but_not_gone_on_with(tmp_path):
+    import lzma
+
+    study = make_study()
+    store = RecordStore(tmp_path)
+    store.open(study)
+    store.append(make_record())
+    store.close()
+    before = store.load()
+    packed = tmp_path / "records.jsonl.xz"
+    packed.write_bytes(lzma.compress(store.path.read_bytes()))
+    store.path.unlink()
+    again = RecordStore(tmp_path)
+    assert again.load() == before
+    with pytest.raises(StateError, match="unpack it"):
+        again.open(study)
+    packed.write_bytes(b"not packed")
+    with pytest.raises(StateError, match="damaged"):
+        again.load()

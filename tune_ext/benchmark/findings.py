@@ -115,7 +115,7 @@ def _own(
         low, high = task.scale * difference.low, task.scale * difference.high
         noise = "beyond" if difference.exceeds_noise else "within"
         gap += f" (95 % interval {low:+.2g} to {high:+.2g}, {noise} the noise)"
-    spent = f"; it used {own.units:g} of the {task.budget:g} {analysis.budget_unit}"
+    spent = f"; it used {own.units:.3g} of the {task.budget:g} {analysis.budget_unit}"
     return f"{told}, {gap}{spent if own.units < 0.95 * task.budget else ''}."
 
 

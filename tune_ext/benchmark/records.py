@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import lzma
 import math
 import os
 import time
@@ -290,12 +291,24 @@ class RecordStore:
     def load(self, *, repair: bool = False) -> list[CellRecord]:
         """Every whole record; the last one of a cell counts.
 
+        Where there is no records.jsonl, records.jsonl.xz is read: the same lines, packed for
+        keeping. A study goes on only from the unpacked file.
+
         Args:
             repair: Cut a half-written last line off the file.
         """
         if not self.path.exists():
-            return []
-        raw = self.path.read_bytes()
+            packed = self.path.with_suffix(".jsonl.xz")
+            if not packed.exists():
+                return []
+            if repair:
+                raise StateError(
+                    f"{packed} is packed: unpack it (xz -dk) to go on with the study, or give "
+                    "another directory with --out"
+                )
+            raw = _unpack(packed)
+        else:
+            raw = self.path.read_bytes()
         whole, _, rest = raw.rpartition(b"\n")
         if rest and repair:
             self.close()
@@ -366,3 +379,10 @@ def _provenance_of(data: Mapping[str, Any]) -> dict[str, Any]:
     if data.get("version") not in _READ or not isinstance(data.get("known"), dict):
         raise StateError(f"a provenance that this tune_ext cannot read: {data.get('version')!r}")
     return dict(data["known"])
+
+
+def _unpack(packed: Path) -> bytes:
+    try:
+        return lzma.decompress(packed.read_bytes())
+    except lzma.LZMAError as error:
+        raise StateError(f"{packed} is damaged: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,7 +173,9 @@ def not_run(study: dict[str, Any]) -> list[str]:
 def record_lines(path: Path) -> dict[tuple[str, str, int], int]:
     """The key of each record → the number of its line; of the last one, if there are several."""
     found = {}
-    with path.open(encoding="utf-8", errors="replace") as file:
+    packed = path.with_suffix(".jsonl.xz")
+    name, opened = (path, open) if path.exists() else (packed, lzma.open)
+    with opened(name, "rt", encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith("\n"):
                 data = json.loads(line)
