@@ -62,6 +62,7 @@ bench: $(STAMP) ## the speed measurements, each side by side with what it is com
 	$(BIN)/python experiments/speed/trial_overhead.py --json results/speed/trial_overhead.json
 	$(BIN)/python experiments/autohyper/makespan.py --out results/speed
 	$(BIN)/python experiments/speed/exptest.py --json results/speed/exptest.json
+	$(BIN)/python experiments/speed/simulation.py --json results/speed/simulation.json
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
