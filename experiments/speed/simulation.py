@@ -80,7 +80,7 @@ def recorded(cells: int, trials: int) -> float:
     """Seconds a trial of a whole study, from the command to the last record on the disk."""
     from tune_ext.benchmark.records import RecordStore
     from tune_ext.benchmark.runner import run_study
-    from tune_ext.benchmark.study import parse_study
+    from tune_ext.benchmark.study_file import parse_study
 
     study = parse_study(
         f'title = "speed"\n[[tasks]]\nname = "{TASK}"\n[compare]\nmethods = ["random"]\n'
