@@ -19,6 +19,7 @@ __all__ = [
     "NoLearningRateError",
     "StateError",
     "TuneExtError",
+    "UntraceableModelError",
 ]
 
 
@@ -28,6 +29,10 @@ class TuneExtError(Exception):
 
 class InvalidValueError(TuneExtError, ValueError):
     """An argument has a value that cannot work; the message names it and the fix."""
+
+
+class UntraceableModelError(InvalidValueError):
+    """A module's graph cannot be read; the message says why and what to do."""
 
 
 class InvalidTypeError(TuneExtError, TypeError):
