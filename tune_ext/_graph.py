@@ -1,0 +1,399 @@
+"""A network as a graph of weighted layers and merges, and what the theory reads off it.
+
+Nodes are numbered in topological order. Pointwise things (activations, normalisation, pooling,
+dropout, reshaping) are no nodes: an edge passes through them.
+
+* `in_degree`: how many summands meet where a layer's output goes;
+* `moments`: the moments of the depths of all paths from the inputs to the output;
+* `visits`: through how many paths each layer acts.
+
+All are exact and take O(edges). Source: Chen, Wu, Wang, Hanin, "Principled architecture-aware
+scaling of hyperparameters" (ICLR 2024, arXiv 2402.17440).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Literal
+
+from tune_ext._checks import check_choice, check_count
+from tune_ext._dags import alive, parse_dag
+from tune_ext._moments import PathMoments
+from tune_ext.errors import InvalidValueError
+
+__all__ = [
+    "Aggregate",
+    "Convention",
+    "Layer",
+    "NetworkGraph",
+    "Node",
+    "flattened",
+    "from_dag",
+    "in_degree",
+    "moments",
+    "readouts",
+    "visits",
+]
+
+Aggregate = Literal["sum", "mean"]
+Convention = Literal["target", "source"]
+_Op = Literal["input", "layer", "add", "concat", "product", "zero"]
+_OPS = ("input", "layer", "add", "concat", "product", "zero")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weighted layer: what its initialisation and learning rate depend on.
+
+    Args:
+        name: Path of its weight parameter in the model, e.g. "layer1.0.conv1.weight".
+        kind: "linear" or "conv".
+        kernel: Side lengths of the kernel; () for a linear layer.
+        fan_in: Inputs of one output unit: channels of one group × kernel positions.
+        fan_out: Outputs that one input unit acts on: channels of one group × positions.
+        groups: Groups of a convolution.
+        shape: Shape of the weight.
+        bias: Path of the bias parameter, if there is one.
+        activation: What follows before the next layer or merge, or precedes the layer in
+            pre-activation blocks: "relu", "gelu", …
+        normalized: Whether a normalisation stands on the same edge.
+    """
+
+    name: str
+    kind: Literal["linear", "conv"]
+    kernel: tuple[int, ...]
+    fan_in: int
+    fan_out: int
+    groups: int
+    shape: tuple[int, ...]
+    bias: str | None = None
+    activation: str | None = None
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: an input, a weighted layer, a merge of edges, or a constant zero.
+
+    Args:
+        op: What it does. An "add" sums its inputs; a "concat" joins channels; a "product"
+            multiplies (attention, gates); a "zero" is a branch multiplied by 0.
+        inputs: Indices of earlier nodes.
+        layer: The layer, if `op` is "layer".
+        shares: The channels that each input brings, if `op` is "concat".
+        name: For messages.
+    """
+
+    op: _Op
+    inputs: tuple[int, ...] = ()
+    layer: Layer | None = None
+    shares: tuple[int, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """A network: nodes in topological order, and the one that is its output.
+
+    Args:
+        nodes: Each refers to earlier ones only.
+        output: Index of the output.
+        notes: What breaks the theory's assumptions, in words.
+
+    Raises:
+        InvalidValueError: A node refers to a later one, or lacks what its `op` needs.
+    """
+
+    nodes: tuple[Node, ...]
+    output: int
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for index, node in enumerate(self.nodes):
+            _check_node(index, node)
+        if not 0 <= self.output < len(self.nodes):
+            raise InvalidValueError(
+                f"output must be the index of one of {len(self.nodes)} nodes, got {self.output}"
+            )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the weighted layers."""
+        return tuple(i for i, node in enumerate(self.nodes) if node.op == "layer")
+
+    def layer(self, index: int) -> Layer:
+        """The layer of a node.
+
+        Raises:
+            InvalidValueError: The node is none.
+        """
+        node = self.nodes[index]
+        if node.layer is None:
+            raise InvalidValueError(f"node {index} is no layer but {node.op!r}")
+        return node.layer
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """For each node, those that take its value."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for source in dict.fromkeys(node.inputs):
+                found[source].append(index)
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def live(self) -> tuple[bool, ...]:
+        """For each node, whether an input reaches it: without one it is 0 at initialisation."""
+        reached: list[bool] = []
+        for node in self.nodes:
+            reached.append(node.op == "input" or _reached(node, reached))
+        return tuple(reached)
+
+    def summands(self, index: int) -> int:
+        """How many values that are not 0 meet in a node; 1 unless it is an "add"."""
+        node = self.nodes[index]
+        if node.op != "add":
+            return 1
+        return max(1, sum(self.live[source] for source in node.inputs))
+
+
+def _reached(node: Node, reached: Sequence[bool]) -> bool:
+    if node.op in ("input", "zero"):
+        return False
+    combine = all if node.op == "product" else any
+    return combine(reached[source] for source in node.inputs)
+
+
+def _check_node(index: int, node: Node) -> None:
+    where = f"node {index} ({node.name or node.op})"
+    check_choice(f"op of {where}", node.op, _OPS)
+    for source in node.inputs:
+        if not 0 <= source < index:
+            raise InvalidValueError(f"{where} must take earlier nodes, takes {source}")
+    if (node.layer is not None) != (node.op == "layer"):
+        raise InvalidValueError(f"{where}: a node has a layer if, and only if, it is one")
+    wanted = {"input": 0, "layer": 1}.get(node.op)
+    if wanted is not None and len(node.inputs) != wanted:
+        raise InvalidValueError(f"{where} must have {wanted} inputs, has {len(node.inputs)}")
+    if node.op in ("add", "concat", "product") and not node.inputs:
+        raise InvalidValueError(f"{where} must have inputs")
+    if node.op == "concat" and (
+        len(node.shares) != len(node.inputs) or min(node.shares, default=0) < 1
+    ):
+        raise InvalidValueError(
+            f"{where}: shares must give the channels of each of {len(node.inputs)} inputs, "
+            f"got {node.shares}"
+        )
+
+
+def in_degree(graph: NetworkGraph, index: int, convention: Convention = "target") -> int:
+    """The d_in of a layer: how many summands its output is added up with, itself included.
+
+    Only summands that an input reaches count; identities do. A layer whose output goes to
+    several places is a feature of its own, with d_in 1, whatever is added to it afterwards. Where
+    outputs are concatenated d_in is 1: the share is in the fan of the next layer.
+
+    Args:
+        graph: The network.
+        index: The layer's node.
+        convention: "target": the addition that the layer *enters*, as in the proof (equation
+            12). "source": the one that it *leaves*, as in the printed equation 4 and in the
+            published code; for comparison.
+    """
+    check_choice("convention", convention, ("target", "source"))
+    graph.layer(index)
+    if convention == "source":
+        return graph.summands(graph.nodes[index].inputs[0])
+    consumers = graph.consumers[index]
+    return graph.summands(consumers[0]) if len(consumers) == 1 and index != graph.output else 1
+
+
+def moments(graph: NetworkGraph, aggregate: Aggregate) -> PathMoments:
+    """The moments of the depths of all paths from the inputs to the output, exactly.
+
+    Args:
+        graph: The network.
+        aggregate: "sum": every path counts 1, as published. "mean": an addition weights
+            its summands by 1/d_in, a concatenation its inputs by their shares of the channels;
+            the weights of all paths add up to 1 (less if an input of a concatenation is 0).
+    """
+    return _moments(graph, aggregate)[graph.output]
+
+
+def _moments(graph: NetworkGraph, aggregate: Aggregate) -> list[PathMoments]:
+    """For each node, the moments of the paths that end there."""
+    found: list[PathMoments] = []
+    for index, node in enumerate(graph.nodes):
+        if node.op == "input":
+            found.append(PathMoments.start())
+        elif not graph.live[index]:
+            found.append(PathMoments.none())
+        elif node.op == "layer":
+            found.append(found[node.inputs[0]].after_layer())
+        else:
+            weights = _weights(graph, index, aggregate)
+            found.append(
+                _total(found[i].weighted(w) for i, w in zip(node.inputs, weights, strict=True))
+            )
+    return found
+
+
+def _total(parts: Iterable[PathMoments]) -> PathMoments:
+    total = PathMoments.none()
+    for part in parts:
+        total += part
+    return total
+
+
+def _weights(graph: NetworkGraph, index: int, aggregate: Aggregate) -> list[Fraction | int]:
+    """The weight that a merge gives to the paths of each of its inputs."""
+    check_choice("aggregate", aggregate, ("sum", "mean"))
+    node = graph.nodes[index]
+    if aggregate == "sum" or node.op == "layer":
+        return [1] * len(node.inputs)
+    if node.op == "concat":
+        channels = sum(node.shares)
+        return [Fraction(share, channels) for share in node.shares]
+    number = graph.summands(index) if node.op == "add" else len(node.inputs)
+    return [Fraction(1, number)] * len(node.inputs)
+
+
+def visits(graph: NetworkGraph, aggregate: Aggregate) -> dict[int, int | Fraction]:
+    """For each layer, the number (or weight) of the paths to the output that go through it.
+
+    Summed over all layers that is the first moment of the depths.
+
+    Args:
+        graph: The network.
+        aggregate: As in `moments`.
+    """
+    before = _moments(graph, aggregate)
+    after: list[int | Fraction] = [0] * len(graph.nodes)
+    after[graph.output] = 1
+    for index in range(graph.output, -1, -1):
+        node = graph.nodes[index]
+        if after[index] and node.inputs and graph.live[index]:
+            for source, weight in zip(node.inputs, _weights(graph, index, aggregate), strict=True):
+                after[source] += after[index] * weight
+    return {i: before[i].count * after[i] for i in graph.layers}
+
+
+def readouts(graph: NetworkGraph) -> tuple[int, ...]:
+    """The layers that end paths: they reach the output, and no other layer comes after them."""
+    reaches = [False] * len(graph.nodes)
+    layers_after = [False] * len(graph.nodes)
+    reaches[graph.output] = True
+    for index in range(graph.output, -1, -1):
+        node = graph.nodes[index]
+        if reaches[index]:
+            for source in node.inputs:
+                reaches[source] = True
+                layers_after[source] |= layers_after[index] or node.op == "layer"
+    return tuple(i for i in graph.layers if reaches[i] and not layers_after[i])
+
+
+def flattened(graph: NetworkGraph) -> NetworkGraph:
+    """The same network with a sum of sums as one sum, where nothing else uses the inner one.
+
+    a + (b + c) is an addition of three: each has d_in 3, however it is bracketed.
+    """
+    merged: list[tuple[int, ...]] = []
+    inner: set[int] = set()
+    for node in graph.nodes:
+        inputs: list[int] = []
+        for source in node.inputs:
+            nested = node.op == graph.nodes[source].op == "add" and node.inputs.count(source) == 1
+            if nested and len(graph.consumers[source]) == 1 and source != graph.output:
+                inner.add(source)
+                inputs += merged[source]
+            else:
+                inputs.append(source)
+        merged.append(tuple(inputs))
+    kept = [index for index in range(len(graph.nodes)) if index not in inner]
+    new = {old: index for index, old in enumerate(kept)}
+    nodes = (
+        replace(graph.nodes[old], inputs=tuple(new[source] for source in merged[old]))
+        for old in kept
+    )
+    return replace(graph, nodes=tuple(nodes), output=new[graph.output])
+
+
+def from_dag(
+    dag: str,
+    *,
+    inputs: int = 1,
+    width: int = 64,
+    classes: int = 10,
+    kernel_size: int | None = None,
+    activation: str | None = "relu",
+    norm: bool = False,
+    bias: bool = True,
+) -> NetworkGraph:
+    """The graph of `tune_ext.models.DagMLP` or `DagCNN`, without building either.
+
+    Args:
+        dag: "2_02_002": character k of group j is the edge from node k to node j + 1 (counted
+            from 0); 0 is none, 1 the identity, 2 a weighted layer. A stem leads to node 0, a
+            linear read-out from the last one. Edges on no path are left out.
+        inputs: Values of an example (linear) or channels of an image (convolutions).
+        width: Units or channels of every hidden layer.
+        classes: Values of an answer.
+        kernel_size: Side of the (square) kernels; None: linear layers.
+        activation: What follows every layer but the read-out.
+        norm: Whether a normalisation does.
+        bias: Whether layers have biases.
+
+    Raises:
+        InvalidValueError: The string is no such graph, or no path leads through it.
+    """
+    nodes: list[Node] = [Node("input", name="input")]
+    for name, size in (("inputs", inputs), ("width", width), ("classes", classes)):
+        check_count(name, size)
+    if kernel_size is not None:
+        check_count("kernel_size", kernel_size)
+
+    def layer(source: int, name: str, before: int) -> int:
+        kernel = () if kernel_size is None else (kernel_size, kernel_size)
+        made = _plain_layer(name, (width, before, *kernel), bias, activation, norm)
+        nodes.append(Node("layer", (source,), layer=made, name=name))
+        return len(nodes) - 1
+
+    groups = parse_dag(dag)
+    features = [layer(0, "stem.layer", inputs)]
+    for j, (group, live) in enumerate(zip(groups, alive(groups), strict=True), start=1):
+        summands = [
+            layer(features[k], f"graph.edges.{k}_to_{j}.layer", width)
+            if group[k] == "2"
+            else features[k]
+            for k, is_alive in enumerate(live)
+            if is_alive
+        ]
+        if len(summands) != 1:
+            nodes.append(Node("add" if summands else "zero", tuple(summands), name=f"node {j}"))
+        features.append(summands[0] if len(summands) == 1 else len(nodes) - 1)
+    readout = _plain_layer("readout", (classes, width), bias, None, False)
+    nodes.append(Node("layer", (features[-1],), layer=readout, name="readout"))
+    return flattened(NetworkGraph(tuple(nodes), len(nodes) - 1))
+
+
+def _plain_layer(
+    name: str, shape: tuple[int, ...], bias: bool, activation: str | None, norm: bool
+) -> Layer:
+    """A linear layer or a convolution in one group, by the shape of its weight."""
+    positions = math.prod(shape[2:])
+    return Layer(
+        name=f"{name}.weight",
+        kind="conv" if shape[2:] else "linear",
+        kernel=shape[2:],
+        fan_in=shape[1] * positions,
+        fan_out=shape[0] * positions,
+        groups=1,
+        shape=shape,
+        bias=f"{name}.bias" if bias else None,
+        activation=activation,
+        normalized=norm,
+    )
