@@ -106,6 +106,7 @@ class DagMLP(nn.Module):
         InvalidValueError: The string is no such graph, or no path leads through it; or a size
             is below 1.
 
+    >>> import torch
     >>> DagMLP("2_02", inputs=64, width=16, classes=10)(torch.ones(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
@@ -166,6 +167,7 @@ class DagCNN(nn.Module):
         InvalidTypeError: An argument is not of its type.
         InvalidValueError: As for `DagMLP`.
 
+    >>> import torch
     >>> DagCNN("2_02", channels=1, width=4, classes=10)(torch.ones(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
@@ -264,6 +266,7 @@ class CellNetwork(nn.Module):
         InvalidValueError: The string is no such cell, or no path leads through it; or a size is
             below 1.
 
+    >>> import torch
     >>> cell = "|nor_conv_3x3~0|+|none~0|skip_connect~1|"
     >>> CellNetwork(cell, channels=3, classes=10, width=4, cells=1)(torch.ones(2, 3, 8, 8)).shape
     torch.Size([2, 10])
