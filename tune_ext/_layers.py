@@ -63,7 +63,7 @@ def find_layers(model: nn.Module, linear: bool) -> dict[str, nn.Module]:
 
 def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """Every module once, with names in which no wrapper shows."""
-    module = _unwrapped(module)
+    module = unwrapped(module)
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -72,7 +72,7 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, n
         yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def unwrapped(module: nn.Module) -> nn.Module:
     while True:
         # What torch.compile returns; naming its class would import the compiler.
         inner = module._modules.get("_orig_mod")

@@ -1,0 +1,125 @@
+"""What a network has that the theory of architecture-aware scaling does not, in words.
+
+Each sentence says what was found, and what is then known. Source of what is published: Chen, Wu,
+Wang, Hanin (ICLR 2024, arXiv 2402.17440): it assumes ReLU, SGD, early training, hidden layers of
+one width and no normalisation; its experiments add GELU, and NAS-Bench-201's normalised networks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from tune_ext._graph import NetworkGraph, readouts
+
+__all__ = ["ScalingWarning", "broken_assumptions"]
+
+
+class ScalingWarning(UserWarning):
+    """A network is not what the theory assumes; the message says what is then known."""
+
+
+def broken_assumptions(graph: NetworkGraph) -> tuple[str, ...]:
+    """What breaks the theory's assumptions, a sentence each; the graph's own notes first."""
+    if not graph.live[graph.output]:
+        return (*graph.notes, "no path leads from an input to the output: nothing can be learned")
+    checks = (_layers_missing, _normalisation, _products, _widths, _activations, _growth)
+    return (*graph.notes, *(said for check in checks if (said := check(graph))))
+
+
+def _layers_missing(graph: NetworkGraph) -> str | None:
+    if readouts(graph):
+        return None
+    return "no weighted layer lies between the inputs and the output: there is nothing to scale"
+
+
+def _normalisation(graph: NetworkGraph) -> str | None:
+    layers = [graph.layer(i) for i in graph.layers]
+    count = sum(layer.normalized for layer in layers)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(layers)} layers are normalised, which the theory leaves out: the "
+        "initial weights then hardly matter, and how the largest learning rate depends on depth "
+        "is not derived; published is a gain in accuracy on NAS-Bench-201"
+    )
+
+
+def _products(graph: NetworkGraph) -> str | None:
+    count = sum(node.op == "product" for node in graph.nodes)
+    if not count:
+        return None
+    return (
+        f"{count} products of features (attention, gates), which the theory leaves out: paths "
+        "are counted through each factor; nothing is published about such networks"
+    )
+
+
+def _widths(graph: NetworkGraph) -> str | None:
+    last = readouts(graph)
+    widths = {graph.layer(i).shape[0] for i in graph.layers if i not in last}
+    if len(widths) < 2:
+        return None
+    return (
+        f"hidden layers have widths from {min(widths)} to {max(widths)}, the theory takes one: "
+        "each layer's initialisation follows its own fan, but the learning rate does not depend "
+        "on width, so compare networks of similar widths"
+    )
+
+
+def _activations(graph: NetworkGraph) -> str | None:
+    found = Counter(graph.layer(i).activation for i in graph.layers)
+    named = {name: count for name, count in found.items() if name is not None}
+    others = [name for name in named if name not in ("relu", "relu6")]
+    if not named and len(graph.layers) > 1:
+        return (
+            "no activation was found: 2/fan is made for ReLU and doubles the second moment in "
+            "every layer without one"
+        )
+    if not others:
+        return None
+    known = (
+        "for GELU the published correlations with the best rates are .92, .68 and .95 "
+        "(ReLU: .96, .84, .86)"
+        if others == ["gelu"]
+        else "nothing is published but for GELU"
+    )
+    return f"activations other than ReLU ({', '.join(sorted(others))}): {known}"
+
+
+def _growth(graph: NetworkGraph) -> str | None:
+    """Sums of identities: what 1/d_in cannot scale."""
+    if any(graph.layer(i).normalized for i in graph.layers):
+        return None
+    growth = expected_growth(graph)
+    if growth < 4:
+        return None
+    return (
+        "identities are added up unscaled, so that the second moment of the features is expected "
+        f"to be {growth:.3g} times the input's before the read-out"
+    )
+
+
+def expected_growth(graph: NetworkGraph) -> float:
+    """Second moment before the read-out over the input's, if C = 2/d_in and all is independent.
+
+    A layer and its ReLU pass on 1/d_in of what they get, an identity passes on all of it.
+    The largest of the read-outs' inputs; without normalisation.
+    """
+    sizes: list[float] = []
+    for index, node in enumerate(graph.nodes):
+        inputs = [sizes[source] for source in node.inputs]
+        if node.op == "input":
+            sizes.append(1.0)
+        elif node.op == "layer":
+            consumers = graph.consumers[index]
+            degree = graph.summands(consumers[0]) if len(consumers) == 1 else 1
+            sizes.append(inputs[0] / degree)
+        elif node.op == "concat":
+            shares = zip(inputs, node.shares, strict=True)
+            sizes.append(sum(size * share for size, share in shares) / sum(node.shares))
+        elif node.op == "product":
+            sizes.append(max(inputs))
+        else:
+            sizes.append(sum(inputs))
+    ends = [sizes[graph.nodes[i].inputs[0]] for i in readouts(graph)]
+    return max(ends, default=1.0)
