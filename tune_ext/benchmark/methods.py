@@ -26,7 +26,7 @@ from ConfigSpace import ConfigurationSpace
 
 from tune_ext._loss_monitor import SEARCHED
 from tune_ext._random import generator
-from tune_ext.benchmark import _models
+from tune_ext.benchmark import _models, _scaled
 from tune_ext.benchmark._method import Method, Search, Setup
 from tune_ext.benchmark._models import REDUCTION_FACTOR, halving
 from tune_ext.benchmark._spaces import grid, not_floats, unordered
@@ -357,6 +357,15 @@ METHODS: dict[str, Method] = {
         unsuited=_nothing_left,
         ours=True,
     ),
+    "random+init": Method(
+        "random, with architecture-aware initial weights (beside random+scaled)",
+        _scaled.random_initialized,
+        unsuited=_scaled.one_network,
+    ),
+}
+METHODS |= {
+    f"{name}+scaled": _scaled.scaled_method(name, METHODS[name])
+    for name in ("random", "tpe", "asha", "bohb")
 }
 
 

@@ -43,7 +43,7 @@ class Tally:
         self.incumbents: list[list[float]] = []
         self.cost = 0.0
         self._task, self._unit, self._answer = task, unit, answer
-        self._names = set(task.space.keys())
+        self._names = {*task.space, *task.default_config}
         self._seen = Incumbents()
         self._best: int | None = None
         self._errors: dict[int, float | None] = {}

@@ -25,6 +25,7 @@ from typing import Any
 from tune_ext._loss_monitor import SEARCHED
 from tune_ext.benchmark.tasks._base import Task, TaskRun
 from tune_ext.benchmark.tasks._own_rate import OwnRateRun, RungPlan, no_ladder, plan_rungs
+from tune_ext.benchmark.tasks.dag import DigitsDAG, FashionMNISTDAG
 from tune_ext.benchmark.tasks.digits import DigitsCNN, DigitsMLP
 from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
 from tune_ext.benchmark.tasks.functions import FUNCTIONS, CountingOnesTask, FunctionTask
@@ -43,7 +44,9 @@ __all__ = [
     "CountingOnesTask",
     "Diabetes",
     "DigitsCNN",
+    "DigitsDAG",
     "DigitsMLP",
+    "FashionMNISTDAG",
     "FashionMNISTResNet",
     "FunctionTask",
     "OwnRateRun",
@@ -64,6 +67,8 @@ __all__ = [
 _TASKS: dict[str, Callable[..., Task]] = {
     DigitsCNN.name: DigitsCNN,
     DigitsMLP.name: DigitsMLP,
+    DigitsDAG.name: DigitsDAG,
+    FashionMNISTDAG.name: FashionMNISTDAG,
     FashionMNISTResNet.name: FashionMNISTResNet,
     **{task.name: task for task in IMAGE_TASKS},
     Diabetes.name: Diabetes,

@@ -19,10 +19,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from ConfigSpace import ConfigurationSpace
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["Task", "TaskRun"]
 
@@ -89,6 +92,9 @@ class Task(ABC):
         error_name: What `validation_error` and `test_error` are, in words.
         percent: Whether errors are fractions that people read as percentages.
         worst_error: What an evaluation counts as that diverged; None where there is no worst.
+        searches_architecture: Whether the configuration decides the network too: there are then
+            `build` and `example_input`, and a configuration may say how the weights are first
+            drawn: "initialization" is "default" or "scaled" (see `tune_ext.scaling`).
         regret_range: The true errors of the best configuration and of the median one, where
             both are known.
     """
@@ -100,13 +106,14 @@ class Task(ABC):
     loss: ClassVar[Literal["mse", "cross_entropy"] | None] = None
     simulated: ClassVar[bool] = False
     measures_response: bool = True
+    searches_architecture: ClassVar[bool] = False
     error_name: str = "error"
     percent: bool = True
     worst_error: float | None = 1.0
     regret_range: tuple[float, float] | None = None
     max_epochs: int
     space: ConfigurationSpace
-    default_config: dict[str, float]
+    default_config: dict[str, Any]
     options: dict[str, Any]
 
     @abstractmethod
@@ -133,6 +140,19 @@ class Task(ABC):
             seed: Of the data split.
         """
         raise NotImplementedError(f"{self.name} gives no training inputs")
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The network of a configuration, on torch's default device, with any initial weights.
+
+        Args:
+            config: See `start`.
+        """
+        raise NotImplementedError(f"{self.name} does not search an architecture")
+
+    @property
+    def example_input(self) -> Tensor:
+        """A batch of one example for `build`'s network."""
+        raise NotImplementedError(f"{self.name} does not search an architecture")
 
     def true_error(self, config: Mapping[str, Any]) -> float | None:
         """The error of `config` at full length without noise, where it is known, else None."""

@@ -141,16 +141,16 @@ class TrainingTask(Task):
 
     def start(self, config: Mapping[str, Any], *, seed: int) -> TaskRun:
         """Start a run; see `Task.start`."""
-        values = check_values(config, self.default_config)
+        values = self._values(config)
         if check_seed(seed) is None:
             raise InvalidTypeError("seed must be an integer, got None")
         if problem := self.missing():
             raise DataNotFoundError(problem)
-        from tune_ext.benchmark.tasks._networks import build
         from tune_ext.benchmark.tasks._training import RunSettings, TrainingRun
 
         settings = RunSettings(
-            **values,
+            lr=values["lr"],
+            weight_decay=values["weight_decay"],
             optimizer=self._optimizer,
             schedule=self._schedule,
             epochs=self.max_epochs,
@@ -160,8 +160,18 @@ class TrainingTask(Task):
             loss=self.loss or "cross_entropy",
             augmentation=self._augmentation(),
         )
-        network = build(self._network, seed=derive_seed(seed, self.name, "weights"))
+        network = self._weighted(values, derive_seed(seed, self.name, "weights"))
         return TrainingRun(network, self._split(int(seed)), settings, seed=int(seed))
+
+    def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The default configuration, overwritten by `config`; see `check_values`."""
+        return check_values(config, self.default_config)
+
+    def _weighted(self, values: Mapping[str, Any], seed: int) -> nn.Module:
+        """The network of a configuration with initial weights from `seed` alone."""
+        from tune_ext.benchmark.tasks._networks import build
+
+        return build(self._network, seed=seed)
 
     def training_inputs(self, seed: int) -> Sequence[NDArray[Any]]:
         """The training inputs of an epoch; see `Task.training_inputs`."""
