@@ -1,0 +1,229 @@
+"""Where the best learning rate lies for 4 to 32 residual blocks, and what the rule says of it.
+
+A block is x + branch(x), the branch two layers. Plain SGD on Fashion-MNIST at 14 × 14, one epoch;
+every copy of a network has a rate of its own on one fine grid (ratio √2) for all depths.
+
+    python experiments/scaling/residual.py run [VARIANT…]   # goes on where it ended
+    python experiments/scaling/residual.py report           # the table of residual.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _ensemble import Records, array, best_rate, finite, images, rate_grid, train
+from torch import Tensor, nn
+
+from tune_ext._random import derive_seed
+
+RESULTS = Path(__file__).parent / "results" / "residual.jsonl"
+DEPTHS = (4, 8, 16, 32)
+BATCH, STEPS = 32, 200
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of residual stack.
+
+    Attributes:
+        init: What the variance C/fan of the two layers of a branch has for C. "target": 2 and 1,
+            2 over the in-degree of the node that the edge enters (the rule). "source": 1 and 2,
+            of the node that it leaves. "he": 2 and 2. "blocks": 2 and 2 over the number of
+            blocks.
+        form: "post": a layer is Linear (norm) ReLU, as in the published networks. "pre":
+            (norm) ReLU Linear, so that what is added has both signs.
+        norm: BatchNorm.
+        conv: 3 × 3 convolutions instead of linear layers.
+        width: Units, or channels.
+        low: The grid of rates starts at 2^low …
+        high: … and ends at 2^high.
+    """
+
+    init: str = "target"
+    form: str = "post"
+    norm: bool = False
+    conv: bool = False
+    width: int = 64
+    low: int = -20
+    high: int = 4
+
+
+VARIANTS = {
+    "target": Variant(low=-28, high=3),
+    "source": Variant(init="source", low=-28, high=3),
+    "batch norm": Variant(norm=True, low=-7, high=6),
+    "pre, target": Variant(form="pre", low=-24, high=3),
+    "pre, batch norm": Variant(form="pre", norm=True, low=-7, high=6),
+    "blocks": Variant(init="blocks", low=-12, high=4),
+    "pre, blocks": Variant(form="pre", init="blocks", low=-12, high=4),
+    "conv, target": Variant(conv=True, width=8, low=-24, high=2),
+    "conv, batch norm": Variant(conv=True, width=8, norm=True, low=-7, high=5),
+    "conv, blocks": Variant(conv=True, width=8, init="blocks", low=-12, high=3),
+}
+
+
+def layer(variant: Variant, inputs: int, *, first: bool = False) -> list[nn.Module]:
+    """One weighted layer with its normalisation and activation."""
+    width = variant.width
+    weight: nn.Module = nn.Linear(inputs, width)
+    if variant.conv:
+        weight = nn.Conv2d(inputs, width, 3, stride=2 if first else 1, padding=1)
+    norm = nn.BatchNorm2d if variant.conv else nn.BatchNorm1d
+    size = width if variant.form == "post" else inputs
+    norms = [norm(size, track_running_stats=False)] if variant.norm else []
+    if first and variant.form == "pre":
+        return [weight]
+    return [weight, *norms, nn.ReLU()] if variant.form == "post" else [*norms, nn.ReLU(), weight]
+
+
+class ResidualStack(nn.Module):
+    """Stem, blocks of x + branch(x), read-out."""
+
+    def __init__(self, blocks: int, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        self.stem = nn.Sequential(*layer(variant, 1 if variant.conv else 14 * 14, first=True))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*layer(variant, variant.width), *layer(variant, variant.width))
+            for _ in range(blocks)
+        )
+        last = layer(variant, variant.width)[:-1] if variant.form == "pre" else []
+        self.head = nn.Sequential(*last)
+        self.out = nn.Linear(variant.width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of images n × 1 × 14 × 14."""
+        x = self.stem(x if self.variant.conv else x.flatten(1))
+        for block in self.blocks:
+            x = x + block(x)
+        x = self.head(x)
+        return self.out(x.mean((2, 3)) if self.variant.conv else x)
+
+    @torch.no_grad()
+    def initialize_(self, seed: int) -> ResidualStack:
+        """Draw the weights as the variant says; biases 0, the read-out mean field, 2/fan²."""
+        rng = torch.Generator().manual_seed(seed)
+        blocks = len(self.blocks)
+        branch = {"target": (2, 1), "source": (1, 2), "he": (2, 2), "blocks": (2, 2 / blocks)}
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear | nn.Conv2d):
+                continue
+            fan, c = module.weight[0].numel(), 2.0
+            if name.startswith("blocks."):
+                layers = [m for m in self.blocks[0] if isinstance(m, type(module))]
+                second = int(name.split(".")[2]) == list(self.blocks[0]).index(layers[1])
+                c = branch[self.variant.init][second]
+            std = math.sqrt(2) / fan if module is self.out else math.sqrt(c / fan)
+            module.weight.normal_(0, std, generator=rng)
+            module.bias.zero_()
+        return self
+
+
+def cells(names: list[str], seeds: int) -> Iterator[dict[str, Any]]:
+    for name in names:
+        for depth in DEPTHS:
+            yield {"variant": name, "depth": depth, "grid": "coarse", "seed": 0}
+        for seed in range(seeds):
+            for depth in DEPTHS:
+                yield {"variant": name, "depth": depth, "grid": "fine", "seed": seed}
+
+
+def grid(cell: dict[str, Any], rows: list[dict[str, Any]]) -> list[float]:
+    """Powers of 4 over everything; or powers of √2, three octaves around the best of those."""
+    variant = VARIANTS[cell["variant"]]
+    coarse = [4.0**k for k in range(variant.low // 2, variant.high // 2 + 1)]
+    if cell["grid"] == "coarse":
+        return coarse
+    key = cell | {"grid": "coarse", "seed": 0}
+    (row,) = [r for r in rows if all(r[k] == v for k, v in key.items())]
+    best = coarse[int(np.argmin(array([row], "loss")[0]))]
+    center = round(math.log2(best))
+    return rate_grid(center - 3, center + 3)
+
+
+def activation_growth(model: ResidualStack, x: Tensor) -> float:
+    """RMS of what enters the last layers over that of what the stem gives, at initialisation."""
+    sizes: dict[str, float] = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _m, _i, out, k=key: sizes.update({k: float(out.square().mean().sqrt())})
+        )
+        for key, module in (("stem", model.stem), ("block", model.blocks[-1]))
+    ]
+    hooks.append(
+        model.out.register_forward_pre_hook(
+            lambda _m, args: sizes.update(end=float(args[0].square().mean().sqrt()))
+        )
+    )
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return sizes["end"] / sizes["stem"]
+
+
+def run(names: list[str], seeds: int) -> None:
+    records = Records(RESULTS)
+    data = images(BATCH * STEPS)
+    for cell in records.missing(cells(names, seeds)):
+        start = time.process_time()
+        variant = VARIANTS[cell["variant"]]
+        seed = derive_seed(cell["seed"], "weights", cell["depth"])
+        model = ResidualStack(cell["depth"], variant).initialize_(seed)
+        rates = grid(cell, records.rows)
+        end, tail = train(
+            model, torch.tensor(rates), data, batch=BATCH, steps=STEPS, seed=cell["seed"]
+        )
+        growth = round(activation_growth(model, data[0][:500]), 4)
+        seconds = round(time.process_time() - start, 1)
+        losses = {"loss": finite(end), "tail": finite(tail)}
+        records.add(cell | {"seconds": seconds, "growth": growth, "rates": rates} | losses)
+        print(cell, f"{seconds} s", flush=True)
+
+
+def factors(depth: int, aggregate: str) -> float:
+    """The rule's factor for a stack of `depth` blocks, against one path of three layers."""
+    raise NotImplementedError
+
+
+def spread(rates: list[float]) -> tuple[float, float]:
+    """Largest over smallest, and the standard deviation of the logarithm to base 2."""
+    return max(rates) / min(rates), float(np.std(np.log2(rates), ddof=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["run", "report"])
+    parser.add_argument("variants", nargs="*", help=", ".join(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    if options.what == "run":
+        run(options.variants or list(VARIANTS), options.seeds)
+    else:
+        rows = Records(RESULTS).rows
+        for name in VARIANTS:
+            for depth in DEPTHS:
+                mine = [
+                    r
+                    for r in rows
+                    if (r["variant"], r["depth"], r["grid"]) == (name, depth, "fine")
+                ]
+                if mine:
+                    best = best_rate(mine[0]["rates"], array(mine, "loss"))
+                    low = array(mine, "loss").mean(0).min()
+                    growth = np.mean([r["growth"] for r in mine])
+                    print(name, depth, len(mine), f"{best:.5g} {low:.4f} growth {growth:.3g}")
+
+
+if __name__ == "__main__":
+    main()
