@@ -140,6 +140,47 @@ def test_the_same_run_twice_is_the_same(tmp_path: Path) -> None:
     assert once("a") == once("b")
 
 
+class Choosing(FIFOScheduler):
+    """Keeps how many trials it is shown: when it chooses, and when a result comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chosen_from = 0
+        self.all = 0
+        self.statistics: list[dict[str, Any]] = []
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        self.chosen_from = max(self.chosen_from, len(tune_controller.get_trials()))
+        return super().choose_trial_to_run(tune_controller)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:
+        self.all = max(self.all, len(tune_controller.get_trials()))
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+        self.statistics.append(trial.metric_analysis["error"])
+
+
+def test_a_scheduler_chooses_among_what_is_not_finished(tmp_path: Path) -> None:
+    scheduler = Choosing()
+    simulate(
+        functools.partial(Lookup, length=2),
+        search_alg=Listed(levels(50)),
+        scheduler=scheduler,
+        storage=tmp_path,
+    )
+    assert scheduler.all == 50
+    assert scheduler.chosen_from <= 2, "each choice would cost as much as there were trials"
+
+
+def test_trials_have_the_statistics_of_rays(tmp_path: Path) -> None:
+    scheduler = Choosing()
+    simulate(Lookup, search_alg=Listed([{"length": 3}]), scheduler=scheduler, storage=tmp_path)
+    (seen,) = scheduler.statistics
+    assert (seen["min"], seen["max"], seen["last"]) == (1 / 3, 1.0, 1 / 3)
+    assert seen["avg"] == seen["last-5-avg"] == pytest.approx(11 / 18)
+
+
 def test_a_crash_ends_its_trial_alone(tmp_path: Path) -> None:
     configs = [{"level": 0.1}, {"broken": True}, {"level": 0.2}]
     search = Listed(configs)

@@ -110,15 +110,37 @@ def test_screening_goes_on_with_the_best_and_never_with_what_is_not_finite_first
 
 
 def test_screening_waits_until_all_are_screened_and_runs_what_is_pending_first():
-    scheduler, trials = screened([0.4, 0.2])
+    _, trials = screened([0.4, 0.2])
     waiting = ScreeningScheduler(3, "validation_error", "min")
-    waiting._score = dict(scheduler._score)
+    for trial, error in zip(trials, (0.4, 0.2), strict=True):
+        told = {"validation_error": error}
+        assert waiting.on_trial_result(None, trial, told) == TrialScheduler.PAUSE
     assert waiting.choose_trial_to_run(Controller(trials)) is None
     pending = Trial("PENDING")
+    waiting.on_trial_add(None, pending)
     assert waiting.choose_trial_to_run(Controller([*trials, pending])) is pending
     waiting.on_trial_complete(None, pending, {})  # diverged in its first epoch
     pending.status = "TERMINATED"
     assert waiting.choose_trial_to_run(Controller([*trials, pending])) is trials[1]
+
+
+def test_screening_finds_the_next_trial_without_a_look_at_all_of_them():
+    scheduler, trials = screened([k / 1000 for k in range(999, -1, -1)])
+    asked = Controller([])  # a thousand trials, of which Ray would be asked at every choice
+    assert scheduler.choose_trial_to_run(asked) is trials[-1]
+    assert scheduler.choose_trial_to_run(asked) is trials[-1], "Ray asks until it runs"
+    trials[-1].status = "PENDING"
+    assert scheduler.choose_trial_to_run(asked) is trials[-1], "one after another"
+    trials[-1].status = "RUNNING"
+    assert scheduler.choose_trial_to_run(asked) is trials[-2]
+
+
+def test_screening_keeps_the_place_of_a_trial_that_is_not_yet_paused():
+    scheduler, trials = screened([0.1, 0.2])
+    trials[0].status = "RUNNING"  # its state is being saved
+    assert scheduler.choose_trial_to_run(Controller(trials)) is trials[1]
+    trials[0].status = "PAUSED"
+    assert scheduler.choose_trial_to_run(Controller(trials)) is trials[0]
 
 
 def test_screening_knows_the_direction():

@@ -14,31 +14,28 @@ written for a later restore; and a run in which nothing can ever happen again ra
 
 from __future__ import annotations
 
-import functools
-import heapq
-import itertools
+import copy
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-from pyarrow.fs import LocalFileSystem
-from ray.air.execution._internal.tracked_actor import TrackedActor
-from ray.train._internal.session import _TrainingResult
-from ray.tune import Checkpoint, Trainable
+from ray._private.dict import flatten_dict, merge_dicts
+from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import SearchGenerator
+from ray.tune.search import Searcher, SearchGenerator
+from ray.tune.search.variant_generator import _resolve_nested_dict, format_vars
 
 from tune_ext._checks import check_count
+from tune_ext.benchmark._simulated_actors import Actors, SimulatedTrainable
 from tune_ext.errors import StateError
 
 __all__ = ["Simulated", "SimulatedTrainable", "SimulationStuck", "simulate"]
-
-_FILES = LocalFileSystem()
 
 _PATIENCE = 20
 """Steps of Ray's loop without any event after which the run counts as stuck."""
@@ -46,22 +43,6 @@ _PATIENCE = 20
 
 class SimulationStuck(StateError):  # noqa: N818 # a state of the run, as Ray's own names
     """Nothing can happen any more, and the run is not over: a real one would hang."""
-
-
-class SimulatedTrainable(Protocol):
-    """What a simulated actor holds: like a Ray `Trainable`, without files and clocks."""
-
-    def step(self) -> dict[str, Any]:
-        """One training step; `seconds` in the result is how long it takes on the clock."""
-        ...
-
-    def state(self) -> Any:
-        """What `load` needs to go on from here."""
-        ...
-
-    def load(self, state: Any) -> None:
-        """Go on from a state."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -119,9 +100,9 @@ def simulate(
     experiment.storage._get_session_path = _Session(str(storage))
     search = search_alg
     if not isinstance(search, SearchGenerator):
-        search = SearchGenerator(search)
+        search = _Generator(search)
     search.add_configurations([experiment])
-    actors = _Actors(trainable, workers)
+    actors = Actors(trainable, workers)
     controller = _Controller(
         actors,
         search_alg=search,
@@ -161,22 +142,118 @@ class _Placeholder(Trainable):  # type: ignore[misc] # Ray's classes are untyped
     """What Ray believes it starts."""
 
 
-class _Memory(Checkpoint):  # type: ignore[misc] # Ray's classes are untyped
-    """A checkpoint that holds a state and no files."""
+class _Worker(PlacementGroupFactory):  # type: ignore[misc] # Ray's classes are untyped
+    """What every simulated trial needs: one worker. There is one instance of it.
 
-    def __init__(self, state: Any) -> None:
-        super().__init__("simulated", filesystem=_FILES)
-        self.state = state
+    Ray compares the needs of trials several times a step, and bundles one by one.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+_WORKER = _Worker([{"CPU": 1}])
+
+
+class _Trial(Trial):  # type: ignore[misc] # Ray's classes are untyped
+    """As Ray's, with the statistics over its results computed when they are asked for."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._uncounted: list[dict[str, Any]] = []
+        super().__init__(*arguments, **named)
+
+    def get_trainable_cls(self) -> type[Trainable]:
+        """Ray would ask its registry."""
+        return _Placeholder
+
+    def update_last_result(self, result: dict[str, Any]) -> None:
+        """Remember the result."""
+        result["experiment_tag"] = self.experiment_tag
+        self.run_metadata.last_result = result
+        self.run_metadata.last_result_time = time.time()
+        self._uncounted.append(dict(result))
+
+    def _count(self) -> None:
+        last, last_time = self.run_metadata.last_result, self.run_metadata.last_result_time
+        for result in self._uncounted:
+            super().update_last_result(result)
+        self._uncounted.clear()
+        self.run_metadata.last_result, self.run_metadata.last_result_time = last, last_time
+
+    @property
+    def metric_analysis(self) -> dict[str, Any]:
+        """As Ray's: lowest, highest, mean and last value of every metric."""
+        self._count()
+        return dict(self.run_metadata.metric_analysis)
+
+    @property
+    def metric_n_steps(self) -> dict[str, Any]:
+        """As Ray's: the last few values of every metric."""
+        self._count()
+        return dict(self.run_metadata.metric_n_steps)
+
+
+class _Generator(SearchGenerator):  # type: ignore[misc] # Ray's classes are untyped
+    """As Ray's, but a trial is not made from an experiment read as a command line."""
+
+    def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> _Trial | None:
+        """Ask the searcher, and make a trial of what it suggests."""
+        trial_id = Trial.generate_id()
+        suggested = self.searcher.suggest(trial_id)
+        if suggested == Searcher.FINISHED:
+            self.set_finished()
+            return None
+        if suggested is None:
+            return None
+        config = merge_dicts({}, copy.deepcopy(suggested))
+        self._counter += 1
+        return _Trial(
+            experiment_spec["run"],
+            config=config,
+            trial_id=trial_id,
+            storage=experiment_spec["storage"],
+            evaluated_params=flatten_dict(suggested),
+            experiment_tag=f"{self._counter}_{format_vars(_resolve_nested_dict(config))}",
+            placement_group_factory=_WORKER,
+        )
 
 
 class _Controller(TuneController):  # type: ignore[misc] # Ray's classes are untyped
     """Ray's control loop over simulated actors; nothing is saved for a later restore."""
 
-    def __init__(self, actors: _Actors, **arguments: Any) -> None:
+    def __init__(self, actors: Actors, **arguments: Any) -> None:
         super().__init__(resource_manager_factory=lambda: None, **arguments)
         self._actor_manager = actors
         self._print_trial_errors = False
         self._idle = 0
+        self._unfinished: dict[Any, None] = {}
+        self._choosing = False
+
+    def add_trial(self, trial: Any) -> None:
+        """As Ray's; the trial is among those that are not finished."""
+        self._unfinished[trial] = None
+        super().add_trial(trial)
+
+    def _set_trial_status(self, trial: Any, status: str) -> None:
+        """As Ray's; a trial that has ended is no longer among those that are not finished."""
+        super()._set_trial_status(trial, status)
+        if trial.is_finished():
+            self._unfinished.pop(trial, None)
+
+    def _maybe_add_actors(self) -> None:
+        """As Ray's, but a scheduler that chooses a trial to run need not pass all finished ones."""
+        self._choosing = True
+        try:
+            super()._maybe_add_actors()
+        finally:
+            self._choosing = False
+
+    def get_trials(self) -> list[Any]:
+        """All trials; while one is chosen, those that are not finished, in the same order."""
+        return list(self._unfinished) if self._choosing else list(self._trials)
 
     def on_step_begin(self) -> None:
         """Ray would ask the cluster for its resources here."""
@@ -239,231 +316,3 @@ class _Controller(TuneController):  # type: ignore[misc] # Ray's classes are unt
                 "the searcher suggests nothing although no trial is pending, running or paused"
             )
         return False
-
-
-@dataclass(order=True)
-class _Event:
-    time: float
-    order: int
-    begun: float = field(compare=False)
-    actor: TrackedActor = field(compare=False)
-    call: Callable[[], None] = field(compare=False)
-
-
-class _NothingYet:
-    """What a trial takes for the remote call that gives its result before the first one."""
-
-    @staticmethod
-    def remote(**arguments: Any) -> dict[str, Any]:
-        """No result."""
-        return {}
-
-
-@dataclass
-class _Actor:
-    """A simulated actor: the trainable and what Ray adds to its results."""
-
-    get_auto_filled_metrics: ClassVar[type[_NothingYet]] = _NothingYet
-    make: Callable[[dict[str, Any]], SimulatedTrainable]
-    config: dict[str, Any]
-    iteration: int = 0
-    total: float = 0.0
-    trainable: SimulatedTrainable | None = None
-    last: dict[str, Any] = field(default_factory=dict)
-
-    def begun(self) -> SimulatedTrainable:
-        """The trainable, made when it is first needed."""
-        if self.trainable is None:
-            self.trainable = self.make(self.config)
-        return self.trainable
-
-    def train(self) -> dict[str, Any]:
-        """One step, as `Trainable.train` reports it."""
-        result = self.begun().step()
-        seconds = float(result.get("seconds", 0.0))
-        self.iteration += 1
-        self.total += seconds
-        result.setdefault("done", False)
-        result |= {
-            "training_iteration": self.iteration,
-            "time_this_iter_s": seconds,
-            "time_total_s": self.total,
-            "config": self.config,
-        }
-        self.last = result
-        return result
-
-    def save(self) -> _TrainingResult:
-        """The state, as a checkpoint."""
-        state = (self.begun().state(), self.iteration, self.total)
-        return _TrainingResult(checkpoint=_Memory(state), metrics=dict(self.last))
-
-    def restore(self, saved: _TrainingResult) -> None:
-        """Go on from a checkpoint."""
-        state, self.iteration, self.total = saved.checkpoint.state
-        self.begun().load(state)
-
-
-class _Actors:
-    """Stands in for Ray's `RayActorManager`: the same methods, over a queue of events."""
-
-    def __init__(self, make: Callable[[dict[str, Any]], SimulatedTrainable], workers: int) -> None:
-        self._make, self._workers = make, workers
-        self._order = itertools.count()
-        self._events: list[_Event] = []
-        self._pending: dict[TrackedActor, dict[str, Any]] = {}
-        self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[_Actor, None]] = {}
-        self._busy = 0.0
-        self.clock = 0.0
-        self.steps = 0
-        self.errors: list[str] = []
-
-    @property
-    def quiet(self) -> bool:
-        """Whether nothing is under way."""
-        return not self._events and not self._pending
-
-    def busy(self) -> float:
-        """Seconds of training so far; what is under way counts up to now."""
-        return self._busy + sum(self.clock - e.begun for e in self._events)
-
-    def next(self, timeout: float | None = None) -> bool:
-        """Start what can be started, then handle the earliest event."""
-        self._start()
-        if not self._events:
-            return False
-        event = heapq.heappop(self._events)
-        self.clock = event.time
-        self._busy += event.time - event.begun
-        event.call()
-        return True
-
-    def _start(self) -> None:
-        while self._pending and len(self._live_actors_to_ray_actors_resources) < self._workers:
-            actor, kwargs = next(iter(self._pending.items()))
-            del self._pending[actor]
-            live = _Actor(self._make, dict(kwargs["config"]))
-            self._live_actors_to_ray_actors_resources[actor] = (live, None)
-            self._schedule(actor, 0.0, functools.partial(actor._on_start, actor))
-
-    def _schedule(self, actor: TrackedActor, seconds: float, call: Callable[[], None]) -> None:
-        heapq.heappush(
-            self._events,
-            _Event(self.clock + seconds, next(self._order), self.clock, actor, call),
-        )
-
-    def add_actor(
-        self,
-        cls: Any,
-        kwargs: dict[str, Any],
-        resource_request: Any,
-        *,
-        on_start: Callable[[TrackedActor], None] | None = None,
-        on_stop: Callable[[TrackedActor], None] | None = None,
-        on_error: Callable[[TrackedActor, Exception], None] | None = None,
-    ) -> TrackedActor:
-        """Queue an actor; it starts when a worker is free."""
-        actor = TrackedActor(
-            next(self._order), on_start=on_start, on_stop=on_stop, on_error=on_error
-        )
-        self._pending[actor] = kwargs
-        return actor
-
-    def remove_actor(
-        self, tracked_actor: TrackedActor, kill: bool = False, stop_future: Any = None
-    ) -> bool:
-        """Free the actor's worker."""
-        if self._live_actors_to_ray_actors_resources.pop(tracked_actor, None) is None:
-            self._pending.pop(tracked_actor, None)
-            return False
-        self.clear_actor_task_futures(tracked_actor)
-        if tracked_actor._on_stop:
-            self._schedule(tracked_actor, 0.0, lambda: tracked_actor._on_stop(tracked_actor))
-        return True
-
-    def schedule_actor_task(
-        self,
-        tracked_actor: TrackedActor,
-        method_name: str,
-        args: tuple[Any, ...] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        on_result: Callable[..., None] | None = None,
-        on_error: Callable[..., None] | None = None,
-        _return_future: bool = False,
-    ) -> Any:
-        """Do it now; its callback comes when the clock says that it is done."""
-        if method_name == "stop" or tracked_actor not in self._live_actors_to_ray_actors_resources:
-            return None
-        actor = self._live_actors_to_ray_actors_resources[tracked_actor][0]
-        seconds = 0.0
-        try:
-            result = getattr(actor, method_name)(*(args or ()))
-        except Exception as error:
-            # Whatever a trainable raises is the crash of its trial, as in a real actor.
-            self.errors.append(f"{type(error).__name__}: {error}")
-            if on_error is not None:
-                failed, failure = on_error, error
-                self._schedule(tracked_actor, 0.0, lambda: failed(tracked_actor, failure))
-            return None
-        if method_name == "train":
-            seconds = result["time_this_iter_s"]
-        self._schedule(tracked_actor, seconds, lambda: self._done(tracked_actor, result, on_result))
-        return None
-
-    def _done(
-        self, actor: TrackedActor, result: Any, on_result: Callable[..., None] | None
-    ) -> None:
-        if isinstance(result, dict):
-            self.steps += 1
-            result["simulated_time"] = result["timestamp"] = self.clock
-        if on_result is not None:
-            on_result(actor, result)
-
-    def clear_actor_task_futures(self, tracked_actor: TrackedActor) -> None:
-        """Forget what the actor is doing; the time that it took is not forgotten."""
-        kept = []
-        for event in self._events:
-            if event.actor is tracked_actor:
-                self._busy += self.clock - event.begun
-            else:
-                kept.append(event)
-        if len(kept) < len(self._events):
-            self._events = kept
-            heapq.heapify(self._events)
-
-    def is_actor_started(self, tracked_actor: TrackedActor) -> bool:
-        """Whether it has a worker."""
-        return tracked_actor in self._live_actors_to_ray_actors_resources
-
-    def is_actor_failed(self, tracked_actor: TrackedActor) -> bool:
-        """Simulated actors do not fail; what they run may."""
-        return False
-
-    def get_live_actors_resources(self) -> dict[str, float]:
-        """Workers in use."""
-        return {"CPU": float(len(self._live_actors_to_ray_actors_resources))}
-
-    @property
-    def num_live_actors(self) -> int:
-        """How many have a worker."""
-        return len(self._live_actors_to_ray_actors_resources)
-
-    @property
-    def num_pending_actors(self) -> int:
-        """How many wait for one."""
-        return len(self._pending)
-
-    @property
-    def num_total_actors(self) -> int:
-        """All of them."""
-        return self.num_live_actors + self.num_pending_actors
-
-    @property
-    def num_actor_tasks(self) -> int:
-        """How many steps are under way."""
-        return len(self._events)
-
-    def cleanup(self) -> None:
-        """Forget everything."""
-        self._events.clear()
-        self._pending.clear()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import os
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -261,6 +263,13 @@ class ScreeningScheduler(FIFOScheduler):  # type: ignore[misc] # Ray's classes a
         self._screened = screened
         self._metric, self._sign = metric, 1.0 if mode == "min" else -1.0
         self._score: dict[Any, float] = {}
+        self._new: deque[Any] = deque()
+        self._ranked: list[tuple[float, int, Any]] = []
+        self._resumed: Any = None
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """One more to screen."""
+        self._new.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         """Pause after the first epoch, otherwise go on."""
@@ -282,20 +291,38 @@ class ScreeningScheduler(FIFOScheduler):  # type: ignore[misc] # Ray's classes a
     def _note(self, trial: Any, result: Mapping[str, Any]) -> None:
         value = result.get(self._metric)
         usable = isinstance(value, int | float) and math.isfinite(value)
-        self._score[trial] = self._sign * float(value) if usable and value is not None else math.inf
+        score = self._sign * float(value) if usable and value is not None else math.inf
+        heapq.heappush(self._ranked, (score, len(self._score), trial))
+        self._score[trial] = score
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """A trial not yet screened; when all are, the best of those that wait."""
-        waiting = []
-        for trial in tune_controller.get_trials():
-            if trial.status == "PENDING":
-                return trial
+        while self._new and self._new[0].status != "PENDING":
+            self._new.popleft()
+        if self._new:
+            return self._new[0]
+        if self._resumed is not None and self._resumed.status == "PENDING":
+            return self._resumed
+        return None if len(self._score) < self._screened else self._best_paused()
+
+    def _best_paused(self) -> Any:
+        """The trial with the best score that waits, if there is one.
+
+        Ray asks several times before a trial runs, and pauses it some time after its result:
+        a trial leaves the ranking when it runs again, or has ended.
+        """
+        early, best = [], None
+        while self._ranked:
+            trial = self._ranked[0][-1]
             if trial.status == "PAUSED":
-                waiting.append(trial)
-        if len(self._score) < self._screened or not waiting:
-            return None
-        order = {trial: place for place, trial in enumerate(self._score)}
-        return min(waiting, key=lambda t: (self._score.get(t, math.inf), order.get(t, 0)))
+                best = self._resumed = trial
+                break
+            entry = heapq.heappop(self._ranked)
+            if trial.status == "RUNNING" and trial is not self._resumed:
+                early.append(entry)
+        for entry in early:
+            heapq.heappush(self._ranked, entry)
+        return best
 
 
 class BudgetStopper(Stopper):  # type: ignore[misc] # Ray's classes are untyped
