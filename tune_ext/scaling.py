@@ -156,7 +156,7 @@ def plan_of_dag(
         InvalidValueError: The string is no such graph, or no path leads through it.
 
     >>> plan_of_dag("2_12_002", aggregate="sum").moments
-    PathMoments(count=2, first=9, second=41, third=189)
+    PathMoments(count=2, first=8, second=34, third=152)
     """
     graph = from_dag(
         dag,
