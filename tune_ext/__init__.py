@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
     from tune_ext.lr_scheduler import ExpTestLR, find_lr, resolve_lr
     from tune_ext.raytune import (
+        ArchitectureScaledSearch,
         AutoHyperScheduler,
         AutoHyperSearch,
         ExpTestScheduler,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ArchitectureScaledSearch",
     "AutoHyper",
     "AutoHyperScheduler",
     "AutoHyperSearch",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ArchitectureScaledSearch": "tune_ext.raytune",
     "AutoHyper": "tune_ext.autohyper",
     "AutoHyperScheduler": "tune_ext.raytune",
     "AutoHyperSearch": "tune_ext.raytune",

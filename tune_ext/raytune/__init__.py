@@ -2,5 +2,12 @@
 
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 from tune_ext.raytune.exptest import ExpTestScheduler, ExpTestSearch
+from tune_ext.raytune.scaling import ArchitectureScaledSearch
 
-__all__ = ["AutoHyperScheduler", "AutoHyperSearch", "ExpTestScheduler", "ExpTestSearch"]
+__all__ = [
+    "ArchitectureScaledSearch",
+    "AutoHyperScheduler",
+    "AutoHyperSearch",
+    "ExpTestScheduler",
+    "ExpTestSearch",
+]
