@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tune_ext._coordinate_check import coordinate_check
-from tune_ext._coordinate_result import Coordinate, CoordinateCheck
+from tune_ext import scaling
+from tune_ext._coordinate_result import Coordinate
 from tune_ext.errors import InvalidTypeError, InvalidValueError, TuneExtError
+from tune_ext.models import DagMLP
+from tune_ext.scaling import CoordinateCheck, coordinate_check
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -89,6 +91,22 @@ def test_a_deep_network_with_a_wrong_start_blows_up_or_vanishes() -> None:
     larger = coordinate_check(lambda n: with_sgd(mlp(64, n, 1e3)), (4, 64), batches(), steps=1)
     assert larger.verdict == "blow up"
     assert "not finite" in larger.summary()
+
+
+def test_a_plan_keeps_a_deep_graph_level_and_torch_does_not() -> None:
+    def chain(layers: int) -> str:
+        return "_".join("0" * k + "2" for k in range(layers))
+
+    def model(layers: int) -> DagMLP:
+        return DagMLP(chain(layers), inputs=16, width=256, classes=4)
+
+    def planned(layers: int) -> tuple[nn.Module, scaling.Plan]:
+        return model(layers), scaling.plan_of_dag(chain(layers), inputs=16, width=256, classes=4)
+
+    check = coordinate_check(planned, (4, 8, 16), batches(), lr=0.1, steps=1)
+    assert check.judge(change=False) == "stay", check.table()
+    other = coordinate_check(lambda n: with_sgd(model(n), 1e-4), (4, 8, 16), batches(), steps=1)
+    assert other.judge(change=False) == "vanish", other.table()
 
 
 class Slots(nn.Module):

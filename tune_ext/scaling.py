@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tune_ext._assumptions import ScalingWarning
 from tune_ext._graph import Aggregate, Convention, Layer, NetworkGraph, Node, from_dag
@@ -32,8 +32,12 @@ from tune_ext._plan import DEFAULT_AGGREGATE, LayerPlan, Plan
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tune_ext._coordinate_check import coordinate_check
+    from tune_ext._coordinate_result import CoordinateCheck
+
 __all__ = [
     "DEFAULT_AGGREGATE",
+    "CoordinateCheck",
     "Layer",
     "LayerPlan",
     "NetworkGraph",
@@ -41,6 +45,7 @@ __all__ = [
     "PathMoments",
     "Plan",
     "ScalingWarning",
+    "coordinate_check",
     "plan",
     "plan_of_dag",
     "plan_of_graph",
@@ -169,3 +174,16 @@ def plan_of_dag(
         bias=bias,
     )
     return _with_warnings(Plan(graph, aggregate, in_degree, fan))
+
+
+def __getattr__(name: str) -> Any:
+    """The coordinate check, imported when it is first used: it starts torch."""
+    if name == "coordinate_check":
+        from tune_ext._coordinate_check import coordinate_check
+
+        return coordinate_check
+    if name == "CoordinateCheck":
+        from tune_ext._coordinate_result import CoordinateCheck
+
+        return CoordinateCheck
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

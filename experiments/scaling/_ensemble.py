@@ -7,6 +7,7 @@ own, so that neighbouring rates differ by nothing else. A copy that diverges har
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +108,53 @@ def rate_grid(low: int, high: int, per_octave: int = 2) -> list[float]:
     return [2 ** (k / per_octave) for k in range(low * per_octave, high * per_octave + 1)]
 
 
+def train_around(
+    coarse: list[float],
+    coarse_losses: list[float | None],
+    model: nn.Module,
+    data: Pair,
+    **options: Any,
+) -> tuple[list[float], list[float], list[float]]:
+    """Train with powers of √2, three octaves to both sides of the best of some powers of 4.
+
+    Where the loss is smallest within an octave of an end, three octaves more are trained there.
+
+    Args:
+        coarse: The powers of 4.
+        coarse_losses: Their losses; None where one diverged.
+        model: As for `train`.
+        data: As for `train`.
+        **options: As for `train`.
+
+    Returns:
+        Rates, ascending, and what `train` says of them.
+    """
+    best = coarse[int(np.argmin([np.inf if v is None else v for v in coarse_losses]))]
+    center = round(math.log2(best))
+    low, high = center - 3, center + 3
+    found: dict[float, tuple[float, float]] = {}
+    for _ in range(4):
+        rates = [rate for rate in rate_grid(low, high) if rate not in found]
+        if not rates:
+            break
+        ends = train(model, torch.tensor(rates), data, **options)
+        found.update(zip(rates, zip(*ends, strict=True), strict=True))
+        usable = {rate: end if np.isfinite(end) else np.inf for rate, (end, _) in found.items()}
+        best = min(usable, key=usable.__getitem__)
+        low -= 3 * (best <= 2.0 ** (low + 1))
+        high += 3 * (best >= 2.0 ** (high - 1))
+    rates = sorted(found)
+    return rates, [found[r][0] for r in rates], [found[r][1] for r in rates]
+
+
+def curve(rows: list[dict[str, Any]], key: str = "loss") -> tuple[list[float], np.ndarray]:
+    """The rates that all of some records have, and seeds × rates losses; what diverged is ∞."""
+    each = [dict(zip(row["rates"], row[key], strict=True)) for row in rows]
+    rates = sorted(set(each[0]).intersection(*each))
+    losses = [[np.inf if row[r] is None else row[r] for r in rates] for row in each]
+    return rates, np.array(losses)
+
+
 def best_rate(rates: list[float], losses: np.ndarray) -> float:
     """Where the loss is smallest, from the parabola through the best point and its neighbours.
 
@@ -128,6 +176,11 @@ def best_rate(rates: list[float], losses: np.ndarray) -> float:
     if np.isfinite(left) and np.isfinite(right):
         shift = 0.5 * (left - right) / (left - 2 * middle + right)
     return float(rates[k] * (rates[k + 1] / rates[k]) ** shift)
+
+
+def spread(rates: list[float]) -> tuple[float, float]:
+    """Largest over smallest, and the standard deviation of the logarithm to base 2."""
+    return max(rates) / min(rates), float(np.std(np.log2(rates), ddof=1))
 
 
 class Records:
@@ -152,12 +205,33 @@ class Records:
         with self.path.open("a") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
+    def coarse_or_fine(
+        self,
+        cell: dict[str, Any],
+        coarse: list[float],
+        model: nn.Module,
+        data: Pair,
+        **options: Any,
+    ) -> tuple[list[float], list[float], list[float]]:
+        """Train what a cell says: the powers of 4, or `train_around` the best of those.
+
+        Args:
+            cell: With "grid": "coarse" or "fine", and "seed"; coarse cells have seed 0.
+            coarse: The powers of 4.
+            model: As for `train`.
+            data: As for `train`.
+            **options: As for `train`.
+
+        Returns:
+            Rates, and what `train` says of them.
+        """
+        if cell["grid"] == "coarse":
+            return coarse, *train(model, torch.tensor(coarse), data, **options)
+        key = cell | {"grid": "coarse", "seed": 0}
+        (row,) = [r for r in self.rows if all(r[k] == v for k, v in key.items())]
+        return train_around(coarse, row["loss"], model, data, **options)
+
 
 def finite(values: list[float]) -> list[float | None]:
     """Losses as JSON has them."""
     return [round(v, 6) if np.isfinite(v) else None for v in values]
-
-
-def array(rows: list[dict[str, Any]], key: str) -> np.ndarray:
-    """A list of lists with nulls as an array with infinities."""
-    return np.array([[np.inf if v is None else v for v in row[key]] for row in rows])

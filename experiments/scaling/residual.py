@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _ensemble import Records, array, best_rate, finite, images, rate_grid, train
+from _ensemble import Records, best_rate, curve, finite, images, spread
 from torch import Tensor, nn
 
 from tune_ext._random import derive_seed
@@ -136,19 +136,6 @@ def cells(names: list[str], seeds: int) -> Iterator[dict[str, Any]]:
                 yield {"variant": name, "depth": depth, "grid": "fine", "seed": seed}
 
 
-def grid(cell: dict[str, Any], rows: list[dict[str, Any]]) -> list[float]:
-    """Powers of 4 over everything; or powers of √2, three octaves around the best of those."""
-    variant = VARIANTS[cell["variant"]]
-    coarse = [4.0**k for k in range(variant.low // 2, variant.high // 2 + 1)]
-    if cell["grid"] == "coarse":
-        return coarse
-    key = cell | {"grid": "coarse", "seed": 0}
-    (row,) = [r for r in rows if all(r[k] == v for k, v in key.items())]
-    best = coarse[int(np.argmin(array([row], "loss")[0]))]
-    center = round(math.log2(best))
-    return rate_grid(center - 3, center + 3)
-
-
 def activation_growth(model: ResidualStack, x: Tensor) -> float:
     """RMS of what enters the last layers over that of what the stem gives, at initialisation."""
     sizes: dict[str, float] = {}
@@ -178,10 +165,9 @@ def run(names: list[str], seeds: int) -> None:
         variant = VARIANTS[cell["variant"]]
         seed = derive_seed(cell["seed"], "weights", cell["depth"])
         model = ResidualStack(cell["depth"], variant).initialize_(seed)
-        rates = grid(cell, records.rows)
-        end, tail = train(
-            model, torch.tensor(rates), data, batch=BATCH, steps=STEPS, seed=cell["seed"]
-        )
+        coarse = [4.0**k for k in range(variant.low // 2, variant.high // 2 + 1)]
+        options = {"batch": BATCH, "steps": STEPS, "seed": cell["seed"]}
+        rates, end, tail = records.coarse_or_fine(cell, coarse, model, data, **options)
         growth = round(activation_growth(model, data[0][:500]), 4)
         seconds = round(time.process_time() - start, 1)
         losses = {"loss": finite(end), "tail": finite(tail)}
@@ -192,11 +178,6 @@ def run(names: list[str], seeds: int) -> None:
 def factors(depth: int, aggregate: str) -> float:
     """The rule's factor for a stack of `depth` blocks, against one path of three layers."""
     raise NotImplementedError
-
-
-def spread(rates: list[float]) -> tuple[float, float]:
-    """Largest over smallest, and the standard deviation of the logarithm to base 2."""
-    return max(rates) / min(rates), float(np.std(np.log2(rates), ddof=1))
 
 
 def main() -> None:
@@ -219,8 +200,8 @@ def main() -> None:
                     if (r["variant"], r["depth"], r["grid"]) == (name, depth, "fine")
                 ]
                 if mine:
-                    best = best_rate(mine[0]["rates"], array(mine, "loss"))
-                    low = array(mine, "loss").mean(0).min()
+                    best = best_rate(*curve(mine))
+                    low = curve(mine)[1].mean(0).min()
                     growth = np.mean([r["growth"] for r in mine])
                     print(name, depth, len(mine), f"{best:.5g} {low:.4f} growth {growth:.3g}")
 
