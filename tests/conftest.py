@@ -1,8 +1,27 @@
+"""What all tests share: one thread for torch, one Ray a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
 import pytest
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+# Ray starts its workers with niceness 15: beside other work they would hardly get a turn.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# On a busy machine a worker or an agent takes its time; Ray's limits would end it, or the node.
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
+os.environ.setdefault("RAY_health_check_failure_threshold", "30")
+
+ATTEMPTS = 3
+"""How often Ray is started: on a busy machine its own time limit may pass."""
 
 
 @pytest.fixture(scope="module")
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Torch on one thread, as a trial runs; as many as before afterwards."""
     import torch
 
@@ -10,3 +29,32 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """One local Ray for all tests of a process; its address.
+
+    It has two CPUs and a GPU that only Ray believes in. "local": another test process, or
+    another user of the machine, may have one, too.
+    """
+    import ray
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                num_gpus=1,
+                include_dashboard=False,
+                object_store_memory=80 * 1024**2,
+                log_to_driver=False,
+                configure_logging=False,
+            )
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt == ATTEMPTS:
+                raise
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.benchmark.examples import FAKE, is_gone, make_study
+from tune_ext.benchmark import runner
 from tune_ext.benchmark.methods import METHODS, Setup, missing
 from tune_ext.benchmark.processes import WorkerProcess, descendants
 from tune_ext.benchmark.records import RecordStore
@@ -182,9 +184,31 @@ def test_epochs_that_were_trained_but_never_reported_count():
 # Processes, with a worker that misbehaves on demand
 
 
-def test_failures_of_every_kind_are_counted_and_the_study_goes_on(tmp_path):
+class ClockOfStalls(Silent):
+    """Time passes only while a search hangs that has told its epoch and has a child."""
+
+    def __init__(self, child):
+        super().__init__()
+        self.child, self.clock = child, Clock()
+
+    def tick(self, running):
+        for run in running:
+            told = run.cell.method == "asha" and run.phase is Phase.SEARCH and run.best is not None
+            if told and self.child.exists() and self.child.read_text():
+                self.clock.now += 1.0
+
+
+@pytest.fixture
+def stalls(tmp_path, monkeypatch):
+    """An observer; the watchdog goes by its clock."""
+    observer = ClockOfStalls(tmp_path / "child.txt")
+    monkeypatch.setattr(runner, "CellRun", partial(CellRun, clock=observer.clock))
+    return observer
+
+
+def test_failures_of_every_kind_are_counted_and_the_study_goes_on(tmp_path, stalls):
     methods = ("one-epoch", "asha", "hyperband", "bohb", "autohyper", "random")
-    records = run(tmp_path, methods=methods, seeds=(0,), stall_seconds=1.5)
+    records = run(tmp_path, stalls, methods=methods, seeds=(0,), stall_seconds=1.5)
     told = {r.method: r for r in records}
     assert told["asha"].failures == ["search, after 1 epochs: no progress for 1.5 s"]
     assert told["hyperband"].failures == [
@@ -201,8 +225,8 @@ def test_failures_of_every_kind_are_counted_and_the_study_goes_on(tmp_path):
     assert told["random"].failures == told["autohyper"].failures == []
 
 
-def test_a_hanging_search_is_ended_with_all_that_it_started(tmp_path):
-    run(tmp_path, methods=("asha",), seeds=(0,), stall_seconds=1.5)
+def test_a_hanging_search_is_ended_with_all_that_it_started(tmp_path, stalls):
+    run(tmp_path, stalls, methods=("asha",), seeds=(0,), stall_seconds=1.5)
     assert is_gone(int((tmp_path / "child.txt").read_text()))
 
 

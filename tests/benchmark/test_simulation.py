@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,32 +268,9 @@ def _decisions(rows: list[tuple[float, int, float]]) -> dict[float, int]:
     return longest
 
 
-@pytest.fixture(scope="module")
-def ray_of_our_own() -> Iterator[None]:
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        object_store_memory=80 * 1024**2,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
-
-
-def test_ray_itself_decides_the_same(
-    tmp_path: Path, ray_of_our_own: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_itself_decides_the_same(tmp_path: Path, cluster: str) -> None:
     """With one worker there is one order of events: real Ray must give the same results."""
     from ray import tune
-
-    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
     class Real(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
@@ -331,7 +307,7 @@ def test_ray_itself_decides_the_same(
         callbacks=[real],
         num_samples=-1,
         reuse_actors=True,
-        resources_per_trial={"cpu": 1},
+        resources_per_trial={"cpu": 2},  # all that there are: one worker
         storage_path=str(tmp_path / "real"),
         verbose=0,
     )

@@ -15,8 +15,15 @@ import ray
 from ray import tune
 
 from tests.raytune import exptest_trainables, tuning_trainables
+from tests.raytune.scaled_networks import INPUT, network
 from tests.raytune.trainables import Counter
-from tune_ext import AutoHyperScheduler, AutoHyperSearch, ExpTestScheduler, ExpTestSearch
+from tune_ext import (
+    ArchitectureScaledSearch,
+    AutoHyperScheduler,
+    AutoHyperSearch,
+    ExpTestScheduler,
+    ExpTestSearch,
+)
 
 
 def main(home: Path, kind: str) -> None:
@@ -63,8 +70,13 @@ def main(home: Path, kind: str) -> None:
 TRAINABLES = {
     "autohyper": Counter,
     "exptest": exptest_trainables.function,
+    "scaled": Counter,
     "tuning": tuning_trainables.Class,
 }
+
+
+def deeper(search: Any) -> ArchitectureScaledSearch:
+    return ArchitectureScaledSearch(search, lambda config: network({"depth": 5}), INPUT)
 
 
 def parts(kind: str) -> dict[str, Any]:
@@ -75,8 +87,9 @@ def parts(kind: str) -> dict[str, Any]:
         }
     if kind == "tuning":
         return {"scheduler": ExpTestScheduler(max_t=12)}
+    search = AutoHyperSearch(probe_epochs=3)
     return {
-        "search_alg": AutoHyperSearch(probe_epochs=3),
+        "search_alg": search if kind == "autohyper" else deeper(search),
         "scheduler": AutoHyperScheduler(probe_epochs=3, max_t=8),
     }
 

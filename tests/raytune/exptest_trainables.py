@@ -115,10 +115,11 @@ def cancelled_ahead(config: dict[str, Any]) -> None:
 
 
 def wait_for(mark: Path) -> None:
-    for _ in range(600):
+    for _ in range(5000):
         if mark.exists():
             return
         time.sleep(0.05)
+    raise TimeoutError(f"nobody left {mark.name}")
 
 
 def nothing(config: dict[str, Any]) -> None:

@@ -114,7 +114,7 @@ def test_a_crashed_rung_has_failed_but_a_retried_one_has_not(storage: Any) -> No
     assert spare.status == "TERMINATED", "the rung that failed was the last one"
 
 
-def test_finished_rungs_are_known_after_a_restart(cluster: None, storage: Any) -> None:
+def test_finished_rungs_are_known_after_a_restart(cluster: str, storage: Any) -> None:
     before = Rungs(storage)
     needed = [row["rung"] for row in before.ladder.explain().rows if row["event"] == "rung"]
     for index in needed[:-1]:

@@ -150,7 +150,7 @@ def tried(entries: list[dict[str, Any]]) -> set[float]:
     return {entry["lr"] for entry in entries if entry["role"] == "rung"}
 
 
-def test_a_restored_run_goes_on_as_if_nothing_had_happened(cluster: None, tmp_path: Path) -> None:
+def test_a_restored_run_goes_on_as_if_nothing_had_happened(cluster: str, tmp_path: Path) -> None:
     tuner = tune.Tuner(
         trainables.function,
         param_space=given(tmp_path),

@@ -149,7 +149,7 @@ class Unpickled:
 
 
 def test_a_restored_experiment_goes_on_with_its_rates(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     space = {"lr": 0.2, "home": str(tmp_path), "object": Unpickled()}

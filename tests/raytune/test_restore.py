@@ -82,7 +82,7 @@ def by_run(home: Path, after: int) -> list[tuple[dict[str, Any], dict[str, Any]]
 
 @pytest.mark.parametrize(("start", "after"), [(by_tuner, 9), (by_run, 23)])
 def test_a_restored_run_goes_on_as_if_nothing_had_happened(
-    cluster: None, tmp_path: Path, start: Any, after: int
+    cluster: str, tmp_path: Path, start: Any, after: int
 ) -> None:
     with pytest.raises(Exception, match="the driver ends here"):
         start(tmp_path, after)

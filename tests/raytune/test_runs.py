@@ -38,7 +38,7 @@ def test_a_function_is_tuned_and_trained_to_the_end(run: Any) -> None:
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_a_class_goes_on_from_the_winning_probe(cluster: None, tmp_path: Path, reuse: bool) -> None:
+def test_a_class_goes_on_from_the_winning_probe(cluster: str, tmp_path: Path, reuse: bool) -> None:
     search = AutoHyperSearch(probe_epochs=3, max_probes=3 if not reuse else None)
     tuner = tune.Tuner(
         Counter,

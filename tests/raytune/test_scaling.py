@@ -17,6 +17,7 @@ import pytest
 import torch
 from ray import cloudpickle, tune
 from ray.tune.execution.tune_controller import _get_max_pending_trials
+from ray.tune.schedulers import HyperBandForBOHB
 from ray.tune.search import (
     BasicVariantGenerator,
     ConcurrencyLimiter,
@@ -28,26 +29,16 @@ from ray.tune.search.bohb import TuneBOHB
 from ray.tune.search.optuna import OptunaSearch
 from torch import nn
 
-from tune_ext import ArchitectureScaledSearch, AutoHyperSearch, scaling
+from tests.raytune.scaled_networks import INPUT, WantsItsOwnRate, factor, network
+from tests.raytune.test_restore import Ends, drive
+from tests.raytune.trainables import Counter, notes, response
+from tune_ext import ArchitectureScaledSearch, AutoHyperScheduler, AutoHyperSearch, scaling
+from tune_ext.autohyper import AutoHyper, Parameter
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune._play import global_random_state, play
 from tune_ext.raytune.testing import SearcherConformance
 
 SPACE = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 4), "width": 8}
-INPUT = torch.zeros(1, 4)
-
-
-def network(config: Mapping[str, Any]) -> nn.Module:
-    """A path of `depth` + 1 layers."""
-    width, layers = config["width"], [nn.Linear(4, config["width"])]
-    for _ in range(config["depth"] - 1):
-        layers += [nn.ReLU(), nn.Linear(width, width)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, 2))
-
-
-def factor(depth: int, base: int = 2) -> float:
-    """The factor of one path against another, equation 8 by hand: Σ L³ has one summand."""
-    return math.sqrt((base + 1) ** 3 / (depth + 1) ** 3)
 
 
 def scaled(searcher: Any, model_fn: Any = network, **options: Any) -> ArchitectureScaledSearch:
@@ -168,18 +159,17 @@ class TestScaledAutoHyperSearch(_Scaled):
         return abs(math.log10(config["lr"]) + 4) / 10
 
 
-def response(config: Mapping[str, Any]) -> float:
-    base = config["tune_ext"]["base_lr"]
-    return float(1 / (1 + base / 1e-3))
-
-
 def test_the_answer_does_not_depend_on_the_number_of_workers() -> None:
     space = {"lr": tune.loguniform(1e-6, 1.0), "depth": 3, "width": 8}
 
     def answer(searcher: Any, workers: int) -> Any:
         searcher.set_search_properties(None, None, space)
         trials, finished = play(
-            searcher, response, trials=99, metric="response_mean", workers=workers
+            searcher,
+            lambda c: response(c["tune_ext"]["base_lr"]),
+            trials=99,
+            metric="response_mean",
+            workers=workers,
         )
         assert finished
         return trials[-1].config
@@ -188,7 +178,7 @@ def test_the_answer_does_not_depend_on_the_number_of_workers() -> None:
     many = answer(scaled(AutoHyperSearch(probe_epochs=3, max_concurrent=4), base={"depth": 1}), 4)
     plain = AutoHyperSearch(probe_epochs=3)
     plain.set_search_properties(None, None, space)
-    trials, _ = play(plain, lambda c: 1 / (1 + c["lr"] / 1e-3), trials=99, metric="response_mean")
+    trials, _ = play(plain, lambda c: response(c["lr"]), trials=99, metric="response_mean")
     assert alone["lr"] == many["lr"] == trials[-1].config["lr"] * alone["tune_ext"]["lr_factor"]
     assert alone["tune_ext"]["base_lr"] == many["tune_ext"]["base_lr"]
 
@@ -593,3 +583,103 @@ def test_a_state_of_another_base_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StateError, match="use the same lr, base and aggregate"):
             scaled(Scripted(), **other).restore(str(tmp_path / "state"))
     scaled(Scripted(), base={"depth": 3}).restore(str(tmp_path / "state"))
+
+
+def test_a_real_run_finds_one_base_rate_for_all_depths(run: Any) -> None:
+    inner = OptunaSearch(metric="loss", mode="min", seed=0)
+    space = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 6)}
+    search = scaled(inner, lambda c: network({"depth": c["depth"]}))
+    analysis = run(
+        WantsItsOwnRate,
+        config=space,
+        search_alg=search,
+        num_samples=12,
+        max_concurrent_trials=2,
+        stop={"training_iteration": 2},
+    )
+    assert len(analysis.trials) == 12
+    for trial in analysis.trials:
+        ours = trial.config["tune_ext"]
+        assert ours["lr_factor"] == pytest.approx(factor(trial.config["depth"]))
+        assert trial.config["lr"] == ours["base_lr"] * ours["lr_factor"]
+        distance = abs(math.log10(ours["base_lr"] / 0.01))
+        assert trial.last_result["loss"] == pytest.approx(distance)
+    told = {trial.params["lr"]: trial.value for trial in inner._ot_study.trials}
+    ran = {t.config["tune_ext"]["base_lr"]: t.last_result["loss"] for t in analysis.trials}
+    assert told == ran
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hpbandster") is None, reason="needs hpbandster")
+def test_bohb_pauses_and_goes_on_inside_it(run: Any) -> None:
+    inner = TuneBOHB(metric="loss", mode="min", seed=0)
+    space = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 4)}
+    analysis = run(
+        WantsItsOwnRate,
+        config=space,
+        search_alg=scaled(inner, lambda c: network({"depth": c["depth"]})),
+        scheduler=HyperBandForBOHB(metric="loss", mode="min", max_t=3),
+        num_samples=4,
+        max_concurrent_trials=4,
+        stop={"training_iteration": 3},
+    )
+    assert not any(trial.status == "ERROR" for trial in analysis.trials)
+    assert max(t.last_result["training_iteration"] for t in analysis.trials) == 3
+    rates = {(t.config["tune_ext"]["base_lr"], t.config["depth"]) for t in analysis.trials}
+    known = {
+        (space.get_dictionary()["lr"], space.get_dictionary()["depth"])
+        for space in (inner.bohber.configspace,) * 0
+    }
+    assert known <= rates
+
+
+def expected(times: float, **options: Any) -> float:
+    """The base rate that autoHyper finds where trials train with `times` that."""
+    search = AutoHyper([Parameter.learning_rate(upper=1.0)], **options)
+    while not search.finished:
+        for probe in search.ask():
+            search.tell(probe.id, response(times * probe.values["lr"]))
+    assert search.best is not None
+    return search.best["lr"]
+
+
+def test_a_restored_run_gives_the_same_answer(cluster: None, tmp_path: Path) -> None:
+    def start() -> Any:
+        tuner = tune.Tuner(
+            Counter,
+            param_space={"lr": tune.loguniform(1e-6, 1.0), "depth": 5, "home": str(tmp_path)},
+            tune_config=tune.TuneConfig(
+                search_alg=scaled(AutoHyperSearch(probe_epochs=3, max_probes=9)),
+                scheduler=AutoHyperScheduler(probe_epochs=3, max_t=5),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="experiment",
+                storage_path=str(tmp_path),
+                verbose=0,
+                callbacks=[Ends(tmp_path, 14)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True),
+            ),
+        )
+        if (tmp_path / "ended").exists():
+            tuner = tune.Tuner.restore(str(tmp_path / "experiment"), trainable=Counter)
+        return tuner.fit()
+
+    with pytest.raises(Exception, match="the driver ends here"):
+        start()
+    before = {note["lr"] for note in notes(tmp_path)}
+    (final,) = [r.config for r in start() if r.config["tune_ext"]["role"] == "final"]
+    assert final["tune_ext"]["base_lr"] == expected(factor(5), max_probes=9)
+    assert final["lr"] == pytest.approx(factor(5) * final["tune_ext"]["base_lr"])
+    assert before <= {note["lr"] for note in notes(tmp_path)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_driver_gives_the_same_answer(tmp_path: Path) -> None:
+    for more in (17, None):
+        drive(tmp_path, "scaled", more)
+    results = json.loads((tmp_path / "results.json").read_text())
+    (final,) = [r for r in results if r["tune_ext"]["role"] == "final"]
+    assert final["tune_ext"]["base_lr"] == expected(factor(5))
+    assert len({r["lr"] for r in results}) == len(results) - 1

@@ -132,7 +132,7 @@ def test_a_finished_probe_is_on_disk_at_once(storage: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("trial_id", ["a", "another id for the same values"])
 def test_after_a_restore_it_is_not_run_again(
-    cluster: None, storage: Any, tmp_path: Path, trial_id: str
+    cluster: str, storage: Any, tmp_path: Path, trial_id: str
 ) -> None:
     path = finish_one(storage, tmp_path)
     scheduler, controller = AutoHyperScheduler(probe_epochs=2), FakeController()
