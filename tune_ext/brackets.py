@@ -1,0 +1,445 @@
+"""Hyperband's brackets as a state machine: who trains how long, who goes on, who stops.
+
+Source: Li, Jamieson, DeSalvo, Rostamizadeh, Talwalkar, "Hyperband: A Novel Bandit-Based Approach
+to Hyperparameter Optimization", JMLR 18 (2018), algorithm 1; for `asynchronous=True` the promotion
+rule of Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020, algorithm 2.
+
+========  ==================================  ===============================================
+paper     here                                meaning
+========  ==================================  ===============================================
+R         `max_budget`                        the most that one configuration gets
+η         `reduction_factor`                  1 of η goes on to the next rung
+s         index into `bracket_table`          a bracket; the first one starts the most trials
+n_i       `Rung.size`                         how many configurations rung i takes
+r_i       `Rung.budget`                       what each of them has had when it is over
+========  ==================================  ===============================================
+
+Nothing here knows Ray, time or files. Events go in (`add`, `report`, `fail`, `end`, `close`),
+decisions come out (`Decision`, `promote`, `dismiss`).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tune_ext._bracket_table import CLOSE, Rung, bracket_table
+from tune_ext._checks import as_number, check_state
+from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+
+__all__ = ["Brackets", "Decision", "Rung", "bracket_table"]
+
+_STATE = "brackets"
+_STATE_VERSION = 1
+
+
+class Decision(enum.Enum):
+    """What becomes of a trial that has reported."""
+
+    CONTINUE = "continue"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
+@dataclass
+class _Level:
+    """A rung in play: who entered it, what came of them, who was let through."""
+
+    entered: list[str] = field(default_factory=list)
+    outcome: dict[str, float | None] = field(default_factory=dict)
+    promoted: list[str] = field(default_factory=list)
+    decided: bool = False
+
+    def unknown(self) -> int:
+        return len(self.entered) - len(self.outcome)
+
+    def ranking(self, candidates: Iterable[str]) -> list[str]:
+        """Those of `candidates` with a finite loss, the lowest first, then by entry."""
+        place = {trial: i for i, trial in enumerate(self.entered)}
+        finite = [t for t in candidates if self.outcome.get(t) is not None]
+        return sorted(finite, key=lambda t: (self.outcome[t], place[t]))
+
+
+@dataclass
+class _Play:
+    """A bracket in play."""
+
+    kind: int
+    levels: list[_Level]
+    closed: bool = False
+
+
+class Brackets:
+    """Which trials pause, go on and stop, by Hyperband's rules.
+
+    A trial enters by `add`, which opens a bracket whenever those open are full: new
+    configurations never wait for a rung that others still train in. `report` says what
+    becomes of the trial that reports; `promote` names a paused one that may go on, `dismiss`
+    those that never will.
+
+    * Synchronous: a rung is decided when each of its members has a result or has failed; the
+      best ⌊n_i/η⌋ of those that can go on, and whose loss is finite, are promoted.
+    * Asynchronous: a member may go on as soon as it is among the best 1/η of all results that
+      its rung has so far. The rungs of equal brackets are one, and nobody waits.
+
+    Failed, removed and ended trials count for n_i and are not promoted.
+
+    Args:
+        table: From `bracket_table`.
+        reduction_factor: η.
+        asynchronous: Which rule.
+
+    Raises:
+        InvalidTypeError: `table` is not one.
+        InvalidValueError: `table` is empty, or the factor is not above 1.
+
+    Example:
+        >>> play = Brackets(bracket_table(9, 3), 3)
+        >>> for name in "abc":
+        ...     budget = play.add(name)
+        >>> [play.report(name, 1, loss).value for name, loss in zip("abc", (.3, .1, .2))]
+        ['pause', 'pause', 'pause']
+        >>> play.promote() is None  # nine start in this bracket, three have
+        True
+        >>> play.close()
+        >>> play.promote(), play.budget("b"), play.dismiss()
+        ('b', 3.0, ['a', 'c'])
+    """
+
+    def __init__(
+        self,
+        table: tuple[tuple[Rung, ...], ...],
+        reduction_factor: float = 3,
+        *,
+        asynchronous: bool = False,
+    ) -> None:
+        if not table or not all(table):
+            raise InvalidValueError(f"table must have brackets, and these rungs, got {table!r}")
+        if not all(isinstance(rung, Rung) for bracket in table for rung in bracket):
+            raise InvalidTypeError(f"table must come from bracket_table, got {table!r}")
+        eta = as_number("reduction_factor", reduction_factor)
+        if not eta > 1:
+            raise InvalidValueError(f"reduction_factor must be above 1, got {eta}")
+        self._table, self._eta, self._asynchronous = table, eta, bool(asynchronous)
+        self._plays: list[_Play] = []
+        self._home: dict[str, tuple[int, int]] = {}  # trial → play and level that it trains for
+        self._paused: set[str] = set()
+        self._gone: set[str] = set()
+        self._ready: list[str] = []
+        self._started = 0
+        self._closed = False
+
+    # --- events
+
+    def add(self, trial: str) -> float:
+        """Let a new trial in.
+
+        Returns:
+            The budget at which it will be judged first.
+
+        Raises:
+            InvalidValueError: The trial is in already.
+        """
+        if trial in self._home:
+            raise InvalidValueError(f"trial {trial!r} is in a bracket already")
+        play = self._open_play()
+        self._plays[play].levels[0].entered.append(trial)
+        self._home[trial] = (play, 0)
+        self._gone.discard(trial)
+        self._closed = False
+        return self.budget(trial)
+
+    def report(self, trial: str, budget: float, loss: float | None) -> Decision:
+        """Take a result of a trial that trains.
+
+        Args:
+            trial: Which.
+            budget: What it has had so far.
+            loss: Lower is better; None, NaN and infinities are never promoted.
+
+        Returns:
+            CONTINUE below the rung's budget and when it is itself the next to go on; else
+            PAUSE, and STOP when nothing is left for it: after the last rung, without a finite
+            loss, or when it has been dismissed.
+        """
+        if trial not in self._home or trial in self._gone:
+            return Decision.STOP
+        play, index = self._home[trial]
+        bracket = self._rungs(play)
+        if budget < bracket[index].budget * (1 - CLOSE):
+            return Decision.CONTINUE
+        level = self._plays[play].levels[index]
+        if trial not in level.outcome:
+            level.outcome[trial] = _finite(loss)
+        if index + 1 == len(bracket) or level.outcome[trial] is None:
+            self._gone.add(trial)
+            self._decide(play)
+            return Decision.STOP
+        self._paused.add(trial)
+        self._decide(play)
+        return self._go_on_at_once(trial)
+
+    def fail(self, trial: str) -> None:
+        """A trial has failed or was removed: it is out, and holds nobody up."""
+        if trial not in self._home:
+            return
+        play, index = self._home[trial]
+        level = self._plays[play].levels[index]
+        self._leave(trial)
+        if not level.decided:
+            level.outcome[trial] = None
+        self._decide(play)
+
+    def end(self, trial: str, loss: float | None) -> None:
+        """A trial has ended by itself before its rung did; it cannot go on."""
+        if trial not in self._home or trial in self._gone:
+            return
+        play, index = self._home[trial]
+        self._plays[play].levels[index].outcome.setdefault(trial, _finite(loss))
+        self._leave(trial)
+        self._decide(play)
+
+    def close(self) -> None:
+        """No more trials will come: rungs that are not full are decided with what they have."""
+        self._closed = True
+        for play in range(len(self._plays)):
+            self._plays[play].closed = True
+            self._decide(play)
+
+    def forget(self, trial: str) -> None:
+        """Let a failed trial's name be added again, as a retried trial is."""
+        self.fail(trial)
+        self._home.pop(trial, None)
+
+    # --- answers
+
+    def budget(self, trial: str) -> float:
+        """What a trial has had when it is judged next.
+
+        Raises:
+            KeyError: The trial is not in.
+        """
+        play, index = self._home[trial]
+        return float(self._rungs(play)[index].budget)
+
+    def budgets(self) -> list[float]:
+        """All budgets at which trials are compared, ascending."""
+        return sorted({rung.budget for bracket in self._table for rung in bracket})
+
+    def is_paused(self, trial: str) -> bool:
+        """Whether a trial waits."""
+        return trial in self._paused
+
+    def promote(self) -> str | None:
+        """Let one paused trial go on, and name it; None if none may.
+
+        Those that have come farthest go first.
+        """
+        if self._asynchronous:
+            return self._promote_asynchronously()
+        if not self._ready:
+            return None
+        trial = self._ready.pop(0)
+        self._paused.discard(trial)
+        return trial
+
+    def dismiss(self) -> list[str]:
+        """Paused trials that will never go on, in order; they are out from now on."""
+        waiting = [t for t in self._home if t in self._paused and t not in self._ready]
+        if self._asynchronous:
+            over = self._closed and not self._training() and self._best_waiting() is None
+            out = waiting if over else []
+        else:
+            out = [t for t in waiting if self._level(t).decided]
+        for trial in out:
+            self._leave(trial)
+        return out
+
+    def waiting(self) -> list[str]:
+        """Paused trials, in order of entry."""
+        return [trial for trial in self._home if trial in self._paused]
+
+    # --- state
+
+    def to_json(self) -> dict[str, Any]:
+        """The state as JSON-able values."""
+        return {
+            "kind": _STATE,
+            "version": _STATE_VERSION,
+            "table": [[[rung.size, rung.budget] for rung in bracket] for bracket in self._table],
+            "reduction_factor": self._eta,
+            "asynchronous": self._asynchronous,
+            "closed": self._closed,
+            "started": self._started,
+            "plays": [
+                {"kind": p.kind, "closed": p.closed, "levels": [vars(v).copy() for v in p.levels]}
+                for p in self._plays
+            ],
+            "home": {trial: list(where) for trial, where in self._home.items()},
+            "paused": [t for t in self._home if t in self._paused],
+            "gone": sorted(self._gone),
+            "ready": list(self._ready),
+        }
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> Brackets:
+        """Go on from what `to_json` returned.
+
+        Raises:
+            StateError: It is not that, or of an unknown version, or damaged.
+        """
+        check_state(state, _STATE, _STATE_VERSION, "Hyperband's brackets")
+        try:
+            table = tuple(
+                tuple(Rung(int(size), budget) for size, budget in bracket)
+                for bracket in state["table"]
+            )
+            made = cls(table, state["reduction_factor"], asynchronous=state["asynchronous"])
+            made._plays = [
+                _Play(
+                    int(p["kind"]),
+                    [
+                        _Level(
+                            list(v["entered"]),
+                            dict(v["outcome"]),
+                            list(v["promoted"]),
+                            bool(v["decided"]),
+                        )
+                        for v in p["levels"]
+                    ],
+                    bool(p["closed"]),
+                )
+                for p in state["plays"]
+            ]
+            made._home = {t: (int(p), int(i)) for t, (p, i) in state["home"].items()}
+            made._paused, made._gone = set(state["paused"]), set(state["gone"])
+            made._ready = list(state["ready"])
+            made._started, made._closed = int(state["started"]), bool(state["closed"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"the state of Hyperband's brackets is damaged: {error!r}") from error
+        return made
+
+    # --- private
+
+    def _rungs(self, play: int) -> tuple[Rung, ...]:
+        return self._table[self._plays[play].kind]
+
+    def _level(self, trial: str) -> _Level:
+        play, index = self._home[trial]
+        return self._plays[play].levels[index]
+
+    def _go_on_at_once(self, trial: str) -> Decision:
+        """Whether the trial that has just paused is the one that would be resumed now."""
+        best = self._best_waiting() if self._asynchronous else None
+        first = best[2] if best else (self._ready[0] if self._ready else None)
+        if first != trial:
+            return Decision.PAUSE
+        self.promote()
+        return Decision.CONTINUE
+
+    def _leave(self, trial: str) -> None:
+        self._paused.discard(trial)
+        self._gone.add(trial)
+        if trial in self._ready:
+            self._ready.remove(trial)
+
+    def _open_play(self) -> int:
+        """The bracket that a new trial enters; the published sequence, again and again."""
+        if self._asynchronous:
+            return self._asynchronous_play()
+        for index, play in enumerate(self._plays):
+            full = len(play.levels[0].entered) >= self._rungs(index)[0].size
+            if not full and not play.closed and not play.levels[0].decided:
+                return index
+        kind = len(self._plays) % len(self._table)
+        self._plays.append(_Play(kind, [_Level() for _ in self._table[kind]]))
+        return len(self._plays) - 1
+
+    def _asynchronous_play(self) -> int:
+        if not self._plays:
+            self._plays = [_Play(k, [_Level() for _ in b]) for k, b in enumerate(self._table)]
+        sizes = [bracket[0].size for bracket in self._table]
+        place = self._started % sum(sizes)
+        self._started += 1
+        for kind, size in enumerate(sizes):
+            if place < size:
+                return kind
+            place -= size
+        raise AssertionError("unreachable")
+
+    def _decide(self, play: int) -> None:
+        """Decide every rung of a synchronous bracket that can be decided."""
+        if self._asynchronous:
+            return
+        bracket, state = self._rungs(play), self._plays[play]
+        for index, level in enumerate(state.levels):
+            if level.decided:
+                continue
+            full = index > 0 or state.closed or len(level.entered) >= bracket[0].size
+            if not full or level.unknown() or not level.entered:
+                return
+            level.decided = True
+            if index + 1 < len(bracket):
+                self._let_through(play, index)
+
+    def _let_through(self, play: int, index: int) -> None:
+        state = self._plays[play]
+        level, above = state.levels[index], state.levels[index + 1]
+        places = max(1, math.floor(len(level.entered) / self._eta * (1 + CLOSE)))
+        level.promoted = level.ranking(t for t in level.entered if t in self._paused)[:places]
+        for trial in level.promoted:
+            above.entered.append(trial)
+            self._home[trial] = (play, index + 1)
+        if not level.promoted:
+            for higher in state.levels[index + 1 :]:
+                higher.decided = True
+        self._ready.extend(level.promoted)
+        self._ready.sort(key=lambda t: -self.budget(t))
+
+    def _best_waiting(self) -> tuple[int, int, str] | None:
+        """The play, the level and the trial that goes on next, farthest rungs first."""
+        found: list[tuple[float, int, int, str]] = []
+        for play, state in enumerate(self._plays):
+            for index, level in enumerate(state.levels[:-1]):
+                places = math.floor(len(level.outcome) / self._eta * (1 + CLOSE))
+                if self._closed and not self._unsettled(state, index):
+                    places = max(1, places)
+                best = level.ranking(level.outcome)[:places]
+                for trial in best:
+                    if trial in self._paused and self._home[trial] == (play, index):
+                        budget = self._table[state.kind][index].budget
+                        found.append((-budget, play, index, trial))
+                        break
+        if not found:
+            return None
+        _, play, index, trial = min(found, key=lambda f: f[:3])
+        return play, index, trial
+
+    def _unsettled(self, state: _Play, index: int) -> bool:
+        """Whether a result may still come to this rung or, from below it, enter it."""
+        return any(level.unknown() for level in state.levels[: index + 1])
+
+    def _promote_asynchronously(self) -> str | None:
+        best = self._best_waiting()
+        if best is None:
+            return None
+        play, index, trial = best
+        self._plays[play].levels[index].promoted.append(trial)
+        self._plays[play].levels[index + 1].entered.append(trial)
+        self._home[trial] = (play, index + 1)
+        self._paused.discard(trial)
+        return trial
+
+    def _training(self) -> bool:
+        """Whether any trial has still to report or to fail."""
+        return any(level.unknown() for play in self._plays for level in play.levels)
+
+
+def _finite(loss: float | None) -> float | None:
+    if loss is None:
+        return None
+    number = float(loss)
+    return number if math.isfinite(number) else None
