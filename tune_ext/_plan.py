@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -297,10 +298,9 @@ class Plan:
             f"sum of L^3   {_short(self.moments.third)}",
             f"kernel size  {self.kernel_size:.4g}",
         ]
-        if self.moments.third:
-            lines.append(
-                f"factor       {self.factor():.4g} of the rate of one path of three layers"
-            )
+        with suppress(InvalidValueError):  # no path, or so many that the rate is 0
+            factor = self.factor()
+            lines.append(f"factor       {factor:.4g} of the rate of one path of three layers")
         lines += [f"warning      {said}" for said in self.warnings]
         return "\n".join([table, "", *lines])
 
