@@ -7,8 +7,9 @@ order of their distance, as many of them as `density` says.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ConfigSpace import (
@@ -182,22 +183,24 @@ class _DagTask(TrainingTask):
 def _make(kind: str, dag: str, width: int, shape: tuple[int, int, int]) -> nn.Module:
     from tune_ext.models import DagCNN, DagMLP
 
-    channels, height, across = shape
     if kind == "cnn":
-        return DagCNN(dag, channels, width, _CLASSES)
-    return DagMLP(dag, channels * height * across, width, _CLASSES)
+        return DagCNN(dag, shape[0], width, _CLASSES)
+    return DagMLP(dag, math.prod(shape), width, _CLASSES)
 
 
-@lru_cache(maxsize=64)
 def _plan(kind: str, dag: str, width: int, shape: tuple[int, int, int]) -> Plan:
-    """The plan of an architecture: an evaluation trains the same one several times."""
-    import torch
-
     from tune_ext import scaling
 
-    with torch.device("meta"):
-        network = _make(kind, dag, width, shape)
-    return scaling.plan(network, torch.zeros(1, *shape))
+    convolutions = kind == "cnn"
+    with warnings.catch_warnings():  # what the theory does not cover is for the report to show
+        warnings.simplefilter("ignore", scaling.ScalingWarning)
+        return scaling.plan_of_dag(
+            dag,
+            inputs=shape[0] if convolutions else math.prod(shape),
+            width=width,
+            classes=_CLASSES,
+            kernel_size=3 if convolutions else None,
+        )
 
 
 class DigitsDAG(_DagTask):
