@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _ensemble import Records, best_rate, curve, finite, images, spread
+from _ensemble import Records, best_rate, curve, finite, images
 from torch import Tensor, nn
 
 from tune_ext._random import derive_seed
@@ -39,7 +39,8 @@ class Variant:
             of the node that it leaves. "he": 2 and 2. "blocks": 2 and 2 over the number of
             blocks.
         form: "post": a layer is Linear (norm) ReLU, as in the published networks. "pre":
-            (norm) ReLU Linear, so that what is added has both signs.
+            (norm) ReLU Linear, so that what is added has both signs. "resnet": the second layer's
+            ReLU comes after the addition.
         norm: BatchNorm.
         conv: 3 × 3 convolutions instead of linear layers.
         width: Units, or channels.
@@ -62,11 +63,14 @@ VARIANTS = {
     "batch norm": Variant(norm=True, low=-7, high=6),
     "pre, target": Variant(form="pre", low=-24, high=3),
     "pre, batch norm": Variant(form="pre", norm=True, low=-7, high=6),
+    "resnet, target": Variant(form="resnet", low=-24, high=3),
+    "resnet, batch norm": Variant(form="resnet", norm=True, low=-9, high=6),
     "blocks": Variant(init="blocks", low=-12, high=4),
     "pre, blocks": Variant(form="pre", init="blocks", low=-12, high=4),
-    "conv, target": Variant(conv=True, width=8, low=-24, high=2),
-    "conv, batch norm": Variant(conv=True, width=8, norm=True, low=-7, high=5),
-    "conv, blocks": Variant(conv=True, width=8, init="blocks", low=-12, high=3),
+    "conv, resnet, target": Variant(form="resnet", conv=True, width=8, low=-20, high=2),
+    "conv, resnet, batch norm": Variant(
+        form="resnet", conv=True, width=8, norm=True, low=-9, high=5
+    ),
 }
 
 
@@ -77,11 +81,11 @@ def layer(variant: Variant, inputs: int, *, first: bool = False) -> list[nn.Modu
     if variant.conv:
         weight = nn.Conv2d(inputs, width, 3, stride=2 if first else 1, padding=1)
     norm = nn.BatchNorm2d if variant.conv else nn.BatchNorm1d
-    size = width if variant.form == "post" else inputs
+    size = inputs if variant.form == "pre" else width
     norms = [norm(size, track_running_stats=False)] if variant.norm else []
     if first and variant.form == "pre":
         return [weight]
-    return [weight, *norms, nn.ReLU()] if variant.form == "post" else [*norms, nn.ReLU(), weight]
+    return [*norms, nn.ReLU(), weight] if variant.form == "pre" else [weight, *norms, nn.ReLU()]
 
 
 class ResidualStack(nn.Module):
@@ -92,18 +96,22 @@ class ResidualStack(nn.Module):
         self.variant = variant
         self.stem = nn.Sequential(*layer(variant, 1 if variant.conv else 14 * 14, first=True))
         self.blocks = nn.ModuleList(
-            nn.Sequential(*layer(variant, variant.width), *layer(variant, variant.width))
-            for _ in range(blocks)
+            nn.Sequential(*layer(variant, variant.width), *self._second()) for _ in range(blocks)
         )
+        self.after = nn.ReLU() if variant.form == "resnet" else nn.Identity()
         last = layer(variant, variant.width)[:-1] if variant.form == "pre" else []
         self.head = nn.Sequential(*last)
         self.out = nn.Linear(variant.width, 10)
+
+    def _second(self) -> list[nn.Module]:
+        layers = layer(self.variant, self.variant.width)
+        return layers[:-1] if self.variant.form == "resnet" else layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of images n × 1 × 14 × 14."""
         x = self.stem(x if self.variant.conv else x.flatten(1))
         for block in self.blocks:
-            x = x + block(x)
+            x = self.after(x + block(x))
         x = self.head(x)
         return self.out(x.mean((2, 3)) if self.variant.conv else x)
 
@@ -173,11 +181,6 @@ def run(names: list[str], seeds: int) -> None:
         losses = {"loss": finite(end), "tail": finite(tail)}
         records.add(cell | {"seconds": seconds, "growth": growth, "rates": rates} | losses)
         print(cell, f"{seconds} s", flush=True)
-
-
-def factors(depth: int, aggregate: str) -> float:
-    """The rule's factor for a stack of `depth` blocks, against one path of three layers."""
-    raise NotImplementedError
 
 
 def main() -> None:
