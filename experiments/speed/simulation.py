@@ -5,8 +5,11 @@
 The same trials of random search on a published table (five steps each), on one core, in one
 run of this script: by `tune.run` with reused actors and no loggers; by `simulate`, which is
 Ray's control loop without its processes; and as a study of `tune-ext compare`, every cell
-searched, evaluated and written to the disk. Medians over the repetitions; the first trial of
-real Ray, which pays for the process, is in the time.
+searched, evaluated and written to the disk; the last also on NAS-Bench-201 (three steps) and on
+Branin's function (27 steps). Medians over the repetitions, by the clock on the wall and by what
+the processors worked: on a busy machine the first says what else was running. Of real Ray the
+work is the driver's alone, which decides and records; the first trial, which pays for the
+process, is in the time.
 """
 
 from __future__ import annotations
@@ -14,17 +17,33 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 TASK = "hpobench-car"
 
 
-def real(trials: int) -> float:
-    """Seconds a trial under `tune.run`."""
+def worked() -> float:
+    """Seconds that this process and the children that have ended have worked."""
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def per_trial(run: Callable[[], int]) -> dict[str, float]:
+    """What a trial costs in a run that says how many it had."""
+    wall, work = time.perf_counter(), worked()
+    trials = run()
+    wall, work = time.perf_counter() - wall, worked() - work
+    return {"seconds": wall / trials, "cpu_seconds": work / trials}
+
+
+def real(trials: int) -> int:
+    """Trials under `tune.run`."""
     from ray import tune
 
     from tune_ext.benchmark.methods import Setup
@@ -33,7 +52,6 @@ def real(trials: int) -> float:
 
     spec = TaskSpec(TASK, {})
     setup = Setup(spec.create(), budget=10**9, seed=0)
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tune-ext-") as storage:
         tune.run(
             tune.with_parameters(TaskTrainable, task=spec, seed=0),
@@ -45,18 +63,17 @@ def real(trials: int) -> float:
             storage_path=storage,
             verbose=0,
         )
-    return (time.perf_counter() - started) / trials
+    return trials
 
 
-def simulated(trials: int) -> float:
-    """Seconds a trial on the simulated clock."""
+def simulated(trials: int) -> int:
+    """Trials on the simulated clock."""
     from tune_ext.benchmark.methods import Setup
     from tune_ext.benchmark.simulation import simulate
     from tune_ext.benchmark.study import TaskSpec
     from tune_ext.benchmark.tune_parts import BudgetStopper, LookupTrainable, StreamSearch
 
     setup = Setup(TaskSpec(TASK, {}).create(), budget=10**9, seed=0)
-    started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="tune-ext-") as storage:
         simulate(
             lambda config: LookupTrainable(setup.task, 0, config),
@@ -64,7 +81,7 @@ def simulated(trials: int) -> float:
             stopper=BudgetStopper(10**9, setup.task.max_epochs, lambda trial_id, result: None),
             storage=storage,
         )
-    return (time.perf_counter() - started) / trials
+    return trials
 
 
 class _Quiet:
@@ -76,21 +93,19 @@ class _Quiet:
     def finish_cell(self, *arguments: Any) -> None: ...
 
 
-def recorded(cells: int, trials: int) -> float:
-    """Seconds a trial of a whole study, from the command to the last record on the disk."""
+def recorded(cells: int, trials: int, task: str = TASK) -> int:
+    """Trials of a whole study, from the command to the last record on the disk."""
     from tune_ext.benchmark.records import RecordStore
     from tune_ext.benchmark.runner import run_study
     from tune_ext.benchmark.study_file import parse_study
 
     study = parse_study(
-        f'title = "speed"\n[[tasks]]\nname = "{TASK}"\n[compare]\nmethods = ["random"]\n'
+        f'title = "speed"\n[[tasks]]\nname = "{task}"\n[compare]\nmethods = ["random"]\n'
         f'seeds = {cells}\nbudget = {trials}\nunit = "trainings"\n'
     )
     with tempfile.TemporaryDirectory(prefix="tune-ext-") as directory:
-        started = time.perf_counter()
         records = run_study(study, RecordStore(directory), _Quiet())
-        seconds = time.perf_counter() - started
-    return seconds / sum(len(record.trials) for record in records)
+    return sum(len(record.trials) for record in records)
 
 
 def main() -> None:
@@ -108,6 +123,8 @@ def main() -> None:
     }
     import ray
 
+    from tune_ext.benchmark.provenance import provenance
+
     trials, times = (20, 1) if options.quick else (200, 3)
     ray.init(
         num_cpus=1,
@@ -116,24 +133,39 @@ def main() -> None:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    measured: dict[str, list[float]] = {"real Ray": [], "simulated": [], "recorded study": []}
+    cells = trials // 5
+    runs: dict[str, Callable[[], int]] = {
+        "real Ray": lambda: real(trials),
+        "simulated": lambda: simulated(trials * 5),
+        "recorded study": lambda: recorded(cells, 25),
+        "recorded study, NAS-Bench-201": lambda: recorded(cells, 25, "nasbench201-cifar10"),
+        "recorded study, Branin": lambda: recorded(cells, 25, "function-branin"),
+    }
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    load = os.getloadavg()
     try:
         for _ in range(times):
-            measured["real Ray"].append(real(trials))
-            measured["simulated"].append(simulated(trials * 5))
-            measured["recorded study"].append(recorded(trials // 5, 25))
+            for name, run in runs.items():
+                measured[name].append(per_trial(run))
     finally:
         ray.shutdown()
     table = {
-        name: {"seconds_per_trial": statistics.median(values), "all": values}
+        name: {
+            f"{kind}_per_trial": statistics.median(value[kind] for value in values)
+            for kind in ("seconds", "cpu_seconds")
+        }
+        | {"all": values}
         for name, values in measured.items()
     }
+    print(f"{'':<32}{'wall-clock':>24}{'processor':>24}")
     for name, values in table.items():
-        seconds = values["seconds_per_trial"]
-        print(f"{name:<16} {1000 * seconds:8.2f} ms a trial  {1 / seconds:7.0f} trials/s")
+        told = [values["seconds_per_trial"], values["cpu_seconds_per_trial"]]
+        cells_of = [f"{1000 * s:8.2f} ms {1 / s:8.0f}/s" for s in told]
+        print(f"{name:<32}{cells_of[0]:>24}{cells_of[1]:>24}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        document = {"load_average_before": load, "settings": table, "provenance": provenance()}
+        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -129,7 +129,8 @@ class CellRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain data: strict JSON, with its trials in columns."""
-        data = {"schema": SCHEMA, "version": VERSION, **asdict(self)}
+        data = {"schema": SCHEMA, "version": VERSION}
+        data |= {f.name: getattr(self, f.name) for f in fields(self)}
         data["trials"] = pack(self.trials)
         whole: dict[str, Any] = strict(data)
         return whole

@@ -231,6 +231,11 @@ class _Controller(TuneController):  # type: ignore[misc] # Ray's classes are unt
         self._idle = 0
         self._unfinished: dict[Any, None] = {}
         self._choosing = False
+        self._shown_to_schedulers = super()._wrapped()
+
+    def _wrapped(self) -> Any:
+        """As Ray's, which wraps itself anew several times a step."""
+        return self._shown_to_schedulers
 
     def add_trial(self, trial: Any) -> None:
         """As Ray's; the trial is among those that are not finished."""

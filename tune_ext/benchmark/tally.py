@@ -48,6 +48,8 @@ class Tally:
         self._best: int | None = None
         self._errors: dict[int, float | None] = {}
         self._by_config: dict[str, float | None] = {}
+        self._configs: dict[int, dict[str, Any]] = {}
+        self._keys: dict[int, tuple[str, str]] = {}
         self._known: dict[str, float | None] = {}
 
     def config_of(self, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +77,10 @@ class Tally:
         trial = self.history.trial[-1]
         error = self.history.validation_error[-1]
         self._errors[trial] = error
-        self._by_config[_key(config)] = error
+        if self._configs.get(trial) != config:
+            self._configs[trial] = config
+            self._keys[trial] = _key(config), _key(self.history.configs[trial])
+        self._by_config[self._keys[trial][0]] = error
         self._best = self._seen.add(
             trial, self.history.epoch[-1], error, self.history.validation_loss[-1]
         )
@@ -103,13 +108,13 @@ class Tally:
             return None
         if answer is None and self._best is not None:
             config: Mapping[str, Any] = self.history.configs[self._best]
-            error = self._errors[self._best]
+            error, key = self._errors[self._best], self._keys[self._best][1]
         else:
             config = answer or {}
-            error = self._by_config.get(_key(config))
+            key = _key(config)
+            error = self._by_config.get(key)
         if not self._task.simulated:
             return error
-        key = _key(config)
         if key not in self._known:
             self._known[key] = self._task.true_error(config)
         known = self._known[key]
