@@ -390,18 +390,23 @@ def edge(source: int, width: int = 8, **options) -> Node:
 
 def test_warnings_name_what_the_theory_leaves_out() -> None:
     assert said(INPUT, edge(0), edge(1)) == ""
-    assert "1 of 2 layers are normalised" in said(INPUT, edge(0, normalized=True), edge(1))
+    assert "normalisation: 1 of 2 layers" in said(INPUT, edge(0, normalized=True), edge(1))
+    noted = said(INPUT, edge(0, normalized=True), notes=("normalisation: LayerNorm",))
+    assert noted.startswith("normalisation: LayerNorm. The theory")
+    assert noted.count("normalisation:") == 1
     product = Node("product", (1, 2))
-    assert "1 products of features" in said(INPUT, edge(0), edge(1), product, edge(3))
-    assert "widths from 4 to 8" in said(INPUT, edge(0, 4), edge(1), edge(2))
+    assert "products: 1 of features" in said(INPUT, edge(0), edge(1), product, edge(3))
+    assert "widths: hidden layers have 4 to 8" in said(INPUT, edge(0, 4), edge(1), edge(2))
     assert "widths" not in said(INPUT, edge(0), edge(1, 3))  # the read-out's differs anyway
     assert ".92, .68 and .95" in said(INPUT, edge(0, activation="gelu"), edge(1))
-    assert "tanh): nothing is published" in said(INPUT, edge(0, activation="tanh"), edge(1))
-    assert "no activation was found" in said(INPUT, layer(0), layer(1))
+    assert "tanh. The theory takes ReLU; nothing is published" in said(
+        INPUT, edge(0, activation="tanh"), edge(1)
+    )
+    assert "activations: none was found" in said(INPUT, layer(0), layer(1))
     assert said(INPUT, edge(0), notes=("two outputs",)) == "two outputs"
     block = [edge(1), edge(2), Node("add", (1, 3))]
     assert "identities" not in said(INPUT, edge(0), *block, edge(4))
-    assert "3.2e+03" not in said(INPUT, edge(0), *block, edge(4))
+    assert said(INPUT, edge(0), edge(1, activation="log_softmax")) == ""  # of the read-out
 
 
 def test_growth_of_a_residual_stack_is_foreseen() -> None:

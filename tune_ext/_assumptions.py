@@ -7,11 +7,12 @@ one width and no normalisation; its experiments add GELU, and NAS-Bench-201's no
 
 from __future__ import annotations
 
-from collections import Counter
-
 from tune_ext._graph import NetworkGraph, readouts
 
 __all__ = ["ScalingWarning", "broken_assumptions"]
+
+#: Notes of a graph that are said together with what is then known.
+_EXPLAINED = ("normalisation: ", "product: ", "attention: ")
 
 
 class ScalingWarning(UserWarning):
@@ -19,11 +20,17 @@ class ScalingWarning(UserWarning):
 
 
 def broken_assumptions(graph: NetworkGraph) -> tuple[str, ...]:
-    """What breaks the theory's assumptions, a sentence each; the graph's own notes first."""
+    """What breaks the theory's assumptions, a sentence each; what else the graph notes first."""
+    notes = [note for note in graph.notes if not note.startswith(_EXPLAINED)]
     if not graph.live[graph.output]:
-        return (*graph.notes, "no path leads from an input to the output: nothing can be learned")
+        return (*notes, "no path leads from an input to the output: nothing can be learned")
     checks = (_layers_missing, _normalisation, _products, _widths, _activations, _growth)
-    return (*graph.notes, *(said for check in checks if (said := check(graph))))
+    return (*notes, *(said for check in checks if (said := check(graph))))
+
+
+def _noted(graph: NetworkGraph, *kinds: str) -> list[str]:
+    """What the graph's notes of these kinds say."""
+    return [note.partition(": ")[2] for note in graph.notes if note.startswith(kinds)]
 
 
 def _layers_missing(graph: NetworkGraph) -> str | None:
@@ -35,22 +42,26 @@ def _layers_missing(graph: NetworkGraph) -> str | None:
 def _normalisation(graph: NetworkGraph) -> str | None:
     layers = [graph.layer(i) for i in graph.layers]
     count = sum(layer.normalized for layer in layers)
-    if not count:
+    noted = _noted(graph, "normalisation: ")
+    if not count and not noted:
         return None
+    found = ", ".join(noted or [f"{count} of {len(layers)} layers"])
     return (
-        f"{count} of {len(layers)} layers are normalised, which the theory leaves out: the "
-        "initial weights then hardly matter, and how the largest learning rate depends on depth "
-        "is not derived; published is a gain in accuracy on NAS-Bench-201"
+        f"normalisation: {found}. The theory leaves it out: initial weights then hardly matter, "
+        "and how the largest learning rate depends on depth is not derived; published are gains "
+        "in accuracy on NAS-Bench-201"
     )
 
 
 def _products(graph: NetworkGraph) -> str | None:
     count = sum(node.op == "product" for node in graph.nodes)
-    if not count:
+    noted = _noted(graph, "product: ", "attention: ")
+    if not count and not noted:
         return None
+    found = ", ".join(noted or [f"{count} of features (attention, gates)"])
     return (
-        f"{count} products of features (attention, gates), which the theory leaves out: paths "
-        "are counted through each factor; nothing is published about such networks"
+        f"products: {found}. The theory leaves them out: paths are counted through each factor; "
+        "nothing is published about such networks"
     )
 
 
@@ -60,19 +71,19 @@ def _widths(graph: NetworkGraph) -> str | None:
     if len(widths) < 2:
         return None
     return (
-        f"hidden layers have widths from {min(widths)} to {max(widths)}, the theory takes one: "
-        "each layer's initialisation follows its own fan, but the learning rate does not depend "
-        "on width, so compare networks of similar widths"
+        f"widths: hidden layers have {min(widths)} to {max(widths)}, the theory takes one. "
+        "Each layer's initialisation follows its own fan; the learning rate does not depend on "
+        "width, so networks of similar widths can be compared"
     )
 
 
 def _activations(graph: NetworkGraph) -> str | None:
-    found = Counter(graph.layer(i).activation for i in graph.layers)
-    named = {name: count for name, count in found.items() if name is not None}
-    others = [name for name in named if name not in ("relu", "relu6")]
-    if not named and len(graph.layers) > 1:
+    hidden = set(graph.layers) - set(readouts(graph))
+    named = {graph.layer(i).activation for i in hidden} - {None}
+    others = sorted(str(name) for name in named if name not in ("relu", "relu6"))
+    if hidden and not named:
         return (
-            "no activation was found: 2/fan is made for ReLU and doubles the second moment in "
+            "activations: none was found. 2/fan is made for ReLU and doubles the second moment in "
             "every layer without one"
         )
     if not others:
@@ -83,7 +94,7 @@ def _activations(graph: NetworkGraph) -> str | None:
         if others == ["gelu"]
         else "nothing is published but for GELU"
     )
-    return f"activations other than ReLU ({', '.join(sorted(others))}): {known}"
+    return f"activations: {', '.join(others)}. The theory takes ReLU; {known}"
 
 
 def _growth(graph: NetworkGraph) -> str | None:
@@ -94,8 +105,8 @@ def _growth(graph: NetworkGraph) -> str | None:
     if growth < 4:
         return None
     return (
-        "identities are added up unscaled, so that the second moment of the features is expected "
-        f"to be {growth:.3g} times the input's before the read-out"
+        "identities: they are added up unscaled, so that the second moment of the features is "
+        f"expected to be {growth:.3g} times the input's before the read-out"
     )
 
 
