@@ -9,6 +9,7 @@ not torch.fx). The graph is that of training mode.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import random
 import traceback
@@ -31,10 +32,9 @@ from tune_ext.errors import InvalidTypeError, UntraceableModelError
 
 __all__ = ["trace"]
 
-_WHAT_TO_DO = (
-    "Either let forward do the same operations whatever the values of its tensors are, or "
-    "describe the network yourself and use tune_ext.scaling.plan_of_graph(graph)."
-)
+_NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "_trace"))
+
+_DESCRIBE = "or describe the network yourself (tune_ext.scaling.plan_of_graph takes a NetworkGraph)"
 
 
 def trace(model: nn.Module, example_input: Any) -> NetworkGraph:
@@ -113,7 +113,7 @@ def _export(
             note = None if training else "read in evaluation mode, as training mode failed"
             return clone, program, note
     raise UntraceableModelError(
-        f"{type(model).__name__} cannot be traced: {reason}. {_WHAT_TO_DO}"
+        f"{type(model).__name__} cannot be traced: {reason}; {_DESCRIBE}"
     ) from first
 
 
@@ -146,7 +146,7 @@ def _fake() -> Substitute:
 
 @contextlib.contextmanager
 def _untouched() -> Iterator[None]:
-    """Leave random states as they were, and keep torch's logs and warnings to ourselves."""
+    """Leave random states as they were, and keep what torch logs, warns and prints to ourselves."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     logger = logging.getLogger("torch")
     disabled = logger.manager.disable
@@ -154,6 +154,8 @@ def _untouched() -> Iterator[None]:
         logging.disable(logging.CRITICAL)
         with (
             warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
             torch.random.fork_rng(devices=[]),
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -168,21 +170,25 @@ def _untouched() -> Iterator[None]:
 
 def _reason(model: nn.Module, clone: Clone, error: Exception) -> str:
     """Where tracing failed, and why, in one line."""
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = [frame for frame, _ in frames if isinstance(frame.f_locals.get("self"), nn.Module)]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [f.f_locals["self"] for f in frames if isinstance(f.f_locals.get("self"), nn.Module)]
     paths = {id(module): path for path, module in clone.module.named_modules()}
     where = ""
+    if modules:
+        path = (clone.prefix + paths.get(id(modules[-1]), "")).rstrip(".")
+        where = f" in {type(modules[-1]).__name__}" + (f" {path!r}" if path else "")
+    own = [frame for frame in frames if not frame.f_code.co_filename.startswith(_NOT_USERS)]
     if own:
-        module = own[-1].f_locals["self"]
-        path = (clone.prefix + paths.get(id(module), "")).rstrip(".")
-        file, line = Path(own[-1].f_code.co_filename).name, own[-1].f_lineno
-        where = (
-            f" in {type(module).__name__}" + (f" {path!r}" if path else "") + f" ({file}:{line})"
-        )
-    text = " ".join(str(error).split())
+        where += f" ({Path(own[-1].f_code.co_filename).name}, line {own[-1].f_lineno})"
+    text = " ".join(str(error).split()).rstrip(".")
     if "data-dependent" in text or "DataDependent" in type(error).__name__:
-        text = f"what is done depends on the value of a tensor ({text[:120]}…)"
-    return f"{type(error).__name__}{where}: {text[:300]}"
+        return (
+            f"what it does depends on the values of tensors{where}; let forward do the same "
+            f"operations whatever they are (torch: {text[:100]}…)"
+        )
+    return (
+        f"{type(error).__name__}{where}: {text[:300]}; check that the model runs on example_input"
+    )
 
 
 # ---------------------------------------------------------------------- inputs and outputs
@@ -206,7 +212,7 @@ def _inputs(program: ExportedProgram, clone: Clone, builder: Builder) -> dict[st
 
 
 def _single(model: nn.Module, program: ExportedProgram, outputs: Any, builder: Builder) -> Wire:
-    """The one output: the sum of all that depend on the input, where there are several."""
+    """The one output: all that depend on the input side by side, where there are several."""
     specs = program.graph_signature.output_specs
     last = next(node for node in program.graph.nodes if node.op == "output")
     wires: list[Wire] = []
@@ -217,9 +223,9 @@ def _single(model: nn.Module, program: ExportedProgram, outputs: Any, builder: B
     if not wires:
         raise UntraceableModelError(
             f"{type(model).__name__}: none of its outputs depends on example_input through "
-            f"operations that have gradients. {_WHAT_TO_DO}"
+            f"operations that have gradients: return what the loss is computed from, {_DESCRIBE}"
         )
     if len(wires) == 1:
         return wires[0]
-    builder.note(f"several outputs: the sum of {len(wires)} is taken")
-    return builder.add(wires, "outputs")
+    builder.note(f"several outputs: paths to all {len(wires)} count")
+    return builder.concat([(wire, 1) for wire in wires], "outputs")

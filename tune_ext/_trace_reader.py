@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from tune_ext import _trace_ops as ops
 from tune_ext._trace_values import Builder, Constant, Stack, Value, Wire, joined
-from tune_ext._trace_weights import einsum_weight, layer_weight, matrix_weight
+from tune_ext._trace_weights import contracts, einsum_weight, layer_weight, matrix_weight
 from tune_ext.errors import UntraceableModelError
 
 __all__ = ["GraphReader"]
@@ -105,6 +105,9 @@ class GraphReader:
 
     def _call(self, node: fx.Node, owner: torch.nn.Module) -> Value:
         if node.target is operator.getitem:
+            source = node.args[0]
+            if isinstance(source, fx.Node) and source in self._bases:
+                self._bases[node] = self._bases[source]
             return _item(self._values[node.args[0]], node.args[1])  # type: ignore[index]
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self._nested(node, owner)
@@ -114,7 +117,7 @@ class GraphReader:
         value = self._operation(name, node)
         if _is_written(node.target):
             self._write(node, value)
-        elif name in ops.VIEWS or name in ops.SLICES:
+        elif name in ops.SHARING:
             self._bases[node] = node.all_input_nodes[0]
         return self._per_result(node, value)
 
@@ -147,7 +150,7 @@ class GraphReader:
 
     def _through(self, name: str, node: fx.Node, wires: list[Wire]) -> Wire:
         """Any other operation: it passes a branch through, or multiplies several."""
-        if len({wire.node for wire in wires}) > 1:
+        if len({wire.node for wire in wires}) > 1 or "attention" in name:
             return self._product(name, node, wires)
         wire = wires[0] if len(wires) == 1 else joined(wires)
         if name in ops.NORMALIZATIONS or (name == "alias" and self._path(node) in self._norms):
@@ -155,6 +158,8 @@ class GraphReader:
                 name = self._norm_name(node)
             self._builder.note(f"normalisation: {name}")
             return self._builder.normalize(wire)
+        if name == "hardtanh" and self._arguments(node).get("min_val") == 0:
+            name = "relu6"
         if name in ops.ACTIVATIONS or self._is_relu(name, node):
             return self._builder.activate(wire, name if name in ops.ACTIVATIONS else "relu")
         if name == "detach":
@@ -226,7 +231,7 @@ class GraphReader:
             return replace(x, plain=False)
         shape = shape_of(node.args[1])
         made = layer_weight(name, self._weight_name(weight, node), shape, given)
-        return self._builder.layer(x, made)
+        return self._builder.layer(x, replace(made, part=not weight.whole))
 
     def _matrix(self, name: str, node: fx.Node, wires: list[Wire]) -> Value:
         """A matrix product: a linear layer if one side is made of parameters."""
@@ -238,13 +243,15 @@ class GraphReader:
         if len(branches) != 1 or len(weights) != 1 or len(values) != 2:
             return self._added(name, node, given, self._unweighted(name, node, branches))
         side, weight = weights[0]
+        if name == "einsum" and not contracts(str(given["equation"]), side):
+            return self._through(name, node, branches)  # scaling
         label, shape = self._weight_name(weight, node), shape_of(factors[side])
         if name == "einsum":
-            other = shape_of(factors[1 - side])
-            made = einsum_weight(label, str(given["equation"]), side, shape, other)
+            made = einsum_weight(label, str(given["equation"]), side, shape)
         else:
             made = matrix_weight(label, side, shape)
-        return self._added(name, node, given, self._builder.layer(branches[0], made))
+        layer = self._builder.layer(branches[0], replace(made, part=not weight.whole))
+        return self._added(name, node, given, layer)
 
     def _unweighted(self, name: str, node: fx.Node, branches: list[Wire]) -> Value:
         """A matrix product of branches, or of one with constants."""
@@ -358,8 +365,9 @@ class GraphReader:
         if any(isinstance(c, Constant) and c.parameters for c in constants) and not any(
             isinstance(c, Wire) for c in constants
         ):
-            self._builder.note("embedding: its output is taken as an input")
-            return self._builder.input(self._label(node, name))
+            found = (c.parameters for c in constants if isinstance(c, Constant))
+            parameters = frozenset[str]().union(*found)
+            return self._builder.embedding(self._label(node, name), parameters)
         return self._through(name, node, wires)
 
     # ------------------------------------------------------------------ structure
@@ -386,6 +394,8 @@ class GraphReader:
     def _write(self, node: fx.Node, value: Value) -> None:
         """An operation in place: what was written to, and what that is a view of, change."""
         target = node.args[0]
+        if isinstance(target, fx.Node) and target in self._bases and isinstance(value, Wire):
+            self._builder.note("writing into part of a tensor is read as a concatenation")
         while isinstance(target, fx.Node):
             whole, part = product(shape_of(target)), product(shape_of(node))
             before = self._values[target]
