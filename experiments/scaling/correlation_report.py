@@ -1,0 +1,371 @@
+"""What the records of correlation.py say: best rates, correlations with intervals, a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _dag_training import Network, as_record, plan_of
+from numpy.typing import NDArray
+from scipy.stats import pearsonr, spearmanr
+
+from tune_ext._random import generator
+
+Array = NDArray[np.float64]
+CHANCE = math.log(10)
+DRAWS = 1000
+POOLED = {"cnn, all": ("cnn-topology", "cnn-kernel", "cnn-depth")}
+
+
+# The best rate -------------------------------------------------------------------------------
+
+
+def parabola(exponents: Array, losses: Array) -> Array:
+    """Exponents of the smallest losses, between the points of the grid.
+
+    The vertex of the parabola through the smallest (of equals, the one with the larger rate) and
+    its two neighbours; the smallest itself where a neighbour is missing.
+
+    Args:
+        exponents: (rates,) ascending in steps of 1 (gaps are filled with infinite losses).
+        losses: (n, rates).
+
+    Returns:
+        (n,) exponents.
+
+    >>> k = np.arange(5.0)
+    >>> parabola(k, (k[None] - 2.25) ** 2)
+    array([2.25])
+    """
+    count = losses.shape[1]
+    best = count - 1 - np.argmin(losses[:, ::-1], axis=1)
+    row = np.arange(len(losses))
+    left = np.where(best > 0, losses[row, np.maximum(best - 1, 0)], np.inf)
+    right = np.where(best < count - 1, losses[row, np.minimum(best + 1, count - 1)], np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shift = 0.5 * (left - right) / (left - 2 * losses[row, best] + right)
+    shift = np.where(np.isfinite(left) & np.isfinite(right) & np.isfinite(shift), shift, 0.0)
+    return np.asarray(exponents[best] + np.clip(shift, -0.5, 0.5))
+
+
+def one_error(exponents: Array, losses: Array) -> float:
+    """The largest exponent whose loss is within one standard error of the smallest.
+
+    The error is that of the difference between the two over seeds.
+
+    Args:
+        exponents: (rates,) ascending.
+        losses: (seeds, rates), finite or infinite.
+    """
+    usable = np.flatnonzero(np.isfinite(losses).all(axis=0))
+    best = usable[int(np.argmin(losses[:, usable].mean(axis=0)))]
+    more = losses[:, usable] - losses[:, [best]]
+    error = more.std(axis=0, ddof=1) / math.sqrt(len(losses))
+    return float(exponents[usable[more.mean(axis=0) <= error].max()])
+
+
+def edge(exponents: Array, losses: Array, learnt: float = 0.9) -> float:
+    """The largest exponent with which every seed has learnt: a loss below 0.9 ln 10."""
+    fine = (losses < learnt * CHANCE).all(axis=0)
+    return float(exponents[np.flatnonzero(fine).max()]) if fine.any() else math.nan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The losses of one network.
+
+    Attributes:
+        network: Its architecture.
+        exponents: (rates,).
+        running: (seeds, rates) mean losses of the epoch, at most ln 10; infinite where not
+            every seed was trained.
+        loss: The same after the epoch.
+    """
+
+    network: Network
+    exponents: Array
+    running: Array
+    loss: Array
+
+    def best(self, what: str = "running") -> float:
+        """The exponent of the best rate, by the mean over seeds."""
+        losses = self.running if what == "running" else self.loss
+        return float(parabola(self.exponents, losses.mean(axis=0)[None])[0])
+
+    def drawn(self, count: int, seed: int) -> Array:
+        """The best exponents (count,) for seeds drawn with replacement."""
+        n = len(self.running)
+        draws = generator(seed, "seeds", self.network.dag).integers(n, size=(count, n))
+        return parabola(self.exponents, self.running[draws].mean(axis=1))
+
+
+def measured(entry: Mapping[str, Any], seeds: int) -> Measured:
+    """Arrange what `correlation.merge` collected about a network."""
+    exponents = sorted(entry["running"])
+    grid = np.arange(exponents[0], exponents[-1] + 1, dtype=float)
+
+    def losses(what: str) -> Array:
+        out = np.full((seeds, len(grid)), np.inf)
+        for k in exponents:
+            row = entry[what][k]
+            if all(seed in row for seed in range(seeds)):
+                values = [math.inf if row[s] is None else row[s] for s in range(seeds)]
+                out[:, k - exponents[0]] = np.minimum(values, CHANCE)
+        return out
+
+    network = Network(**entry["network"])
+    return Measured(network, grid, losses("running"), losses("loss"))
+
+
+# The prediction ------------------------------------------------------------------------------
+
+
+def predictions(network: Network) -> dict[str, float]:
+    """Exponents that different rules predict, each up to a constant that all networks share."""
+    third = {a: plan_of(network, aggregate=a).moments for a in ("sum", "mean")}
+    m = third["sum"]
+    one_more = m.after_layer()
+    kernel = -2 * math.log2(network.kernel)
+
+    def exponent(cubes: float) -> float:
+        return -math.log2(float(cubes))  # of 2^(k/2): -½·log2 ΣL³, doubled
+
+    edges = sum(character == "2" for character in network.dag)
+    return {
+        "sum": exponent(m.third) + kernel,
+        "mean": exponent(third["mean"].third) + kernel,
+        "sum, as the published code counts": exponent(one_more.third) + kernel,
+        "sum without the kernel": exponent(m.third),
+        "weighted layers alone": -3 * math.log2(edges + 2) + kernel,
+        "paths alone": -math.log2(float(m.count)) + kernel,
+    }
+
+
+# Statistics ----------------------------------------------------------------------------------
+
+
+def numbers(x: Array, y: Array) -> dict[str, float]:
+    """Agreement of predicted and measured exponents of 2^(k/2).
+
+    Returns:
+        "pearson" and "spearman"; "slope" of y over x; "error": the root mean square of
+        log2(measured/predicted) after the best common factor; "unscaled": the same with one
+        rate for all networks.
+    """
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        nan = math.nan
+        return {"pearson": nan, "spearman": nan, "slope": nan} | {
+            "error": float((y - x).std() / 2),
+            "unscaled": float(y.std() / 2),
+        }
+    return {
+        "pearson": float(pearsonr(x, y).statistic),
+        "spearman": float(spearmanr(x, y).statistic),
+        "slope": float(np.polyfit(x, y, 1)[0]),
+        "error": float((y - x).std() / 2),
+        "unscaled": float(y.std() / 2),
+    }
+
+
+def with_interval(x: Array, y: Array, drawn: Array, seed: int = 0) -> dict[str, Any]:
+    """`numbers` with 95% intervals over networks and seeds drawn with replacement.
+
+    Args:
+        x: (networks,) predicted.
+        y: (networks,) measured.
+        drawn: (networks, DRAWS) measured, for seeds drawn.
+        seed: Of the draws.
+    """
+    rng = generator(seed, "networks")
+    found: dict[str, list[float]] = {}
+    for k in range(drawn.shape[1]):
+        rows = rng.integers(len(x), size=len(x))
+        for name, value in numbers(x[rows], drawn[rows, k]).items():
+            found.setdefault(name, []).append(value)
+    return {
+        name: [value, *np.nanquantile(found[name], (0.025, 0.975)).tolist()]
+        for name, value in numbers(x, y).items()
+    }
+
+
+def reliability(y: Array, drawn: Array, seeds: int) -> float:
+    """The share of the variance of measured exponents that is not the seeds' noise.
+
+    The variance over draws of n seeds is (n - 1)/n of that over other seeds.
+    """
+    noise = float(drawn.var(axis=1).mean()) * seeds / (seeds - 1)
+    return max(0.0, 1 - noise / float(y.var(ddof=1))) if y.var() > 0 else math.nan
+
+
+def analyse(nets: list[Measured], seeds: int) -> dict[str, Any]:
+    """Everything about one family."""
+    y = np.array([n.best() for n in nets])
+    drawn = np.array([n.drawn(DRAWS, seed=i) for i, n in enumerate(nets)])
+    rules = [predictions(n.network) for n in nets]
+    columns = {name: np.array([r[name] for r in rules]) for name in rules[0]}
+    share = reliability(y, drawn, seeds)
+    definitions: dict[str, Callable[[Measured], float]] = {
+        "loss after the epoch": lambda n: n.best("loss"),
+        "largest within one standard error": lambda n: one_error(n.exponents, n.running),
+        "largest that learns": lambda n: edge(n.exponents, n.running),
+    }
+    other: dict[str, Any] = {}
+    for name, rule in definitions.items():
+        values = np.array([rule(n) for n in nets])
+        fine = np.isfinite(values)
+        other[name] = numbers(columns["sum"][fine], values[fine]) | {"networks": int(fine.sum())}
+    return {
+        "networks": [as_record(n.network) for n in nets],
+        "seeds": seeds,
+        "best_rate": (2 ** (y / 2)).tolist(),
+        "deviation over seeds, octaves": float(np.sqrt(drawn.var(axis=1).mean()) / 2),
+        "smallest loss": [float(n.running.mean(axis=0).min()) for n in nets],
+        "at an end of the grid": int(
+            sum(np.argmin(n.running.mean(0)) in (0, len(n.exponents) - 1) for n in nets)
+        ),
+        "reliability": share,
+        "ceiling": math.sqrt(share),
+        "rules": {name: with_interval(x, y, drawn) for name, x in columns.items()},
+        "predicted": {name: x.tolist() for name, x in columns.items()},
+        "other definitions, sum": other,
+        "exponents": exponents_of(nets, y, drawn),
+    }
+
+
+def exponents_of(nets: list[Measured], y: Array, drawn: Array) -> dict[str, Any] | None:
+    """The powers of ΣL³ and q that fit best (the rule says -0.5 and -1), with intervals."""
+    cubes = np.array([math.log2(plan_of(n.network, aggregate="sum").moments.third) for n in nets])
+    kernels = np.array([math.log2(n.network.kernel) for n in nets])
+    which = [np.ptp(c) > 0 for c in (cubes, kernels)]
+    if not any(which):
+        return None
+    names = [n for n, w in zip(("power of ΣL³", "power of q"), which, strict=True) if w]
+    chosen = [c for c, w in zip((cubes, kernels), which, strict=True) if w]
+    design = np.column_stack([np.ones(len(y)), *chosen])
+    fit = partial(np.linalg.lstsq, rcond=None)
+    rng = generator(0, "powers")
+    draws = []
+    for k in range(drawn.shape[1]):
+        rows = rng.integers(len(y), size=len(y))
+        if all(np.ptp(c[rows]) > 0 for c in chosen):
+            draws.append(fit(design[rows], drawn[rows, k] / 2)[0])
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    value = fit(design, y / 2)[0]
+    return {
+        name: [float(value[i]), float(low[i]), float(high[i])]
+        for i, name in enumerate(names, start=1)
+    }
+
+
+# Output --------------------------------------------------------------------------------------
+
+
+def words(value: list[float]) -> str:
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The main table, Markdown."""
+    lines = [
+        "| networks | n | rule | Pearson of logs | Spearman | slope | error, octaves "
+        "| one rate for all | ceiling |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, family in found.items():
+        for rule in ("sum", "mean"):
+            r = family["rules"][rule]
+            lines.append(
+                f"| {name} | {len(family['best_rate'])} | {rule} | {words(r['pearson'])} "
+                f"| {words(r['spearman'])} | {words(r['slope'])} | {words(r['error'])} "
+                f"| {r['unscaled'][0]:.2f} | {family['ceiling']:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+def details(found: Mapping[str, Any]) -> str:
+    """Other rules, other definitions and fitted powers, Markdown."""
+    rules = [r for r in next(iter(found.values()))["rules"] if r not in ("sum", "mean")]
+    lines = [
+        "| networks | " + " | ".join(rules) + " |",
+        "|---|" + "---:|" * len(rules),
+    ]
+    for name, family in found.items():
+        cells = [f"{family['rules'][r]['pearson'][0]:.2f}" for r in rules]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    others = list(next(iter(found.values()))["other definitions, sum"])
+    lines += [
+        "",
+        "| networks | " + " | ".join(others) + " | fitted powers |",
+        "|---|" + "---:|" * len(others) + "---|",
+    ]
+    for name, family in found.items():
+        cells = [f"{family['other definitions, sum'][o]['pearson']:.2f}" for o in others]
+        powers = "; ".join(f"{k} {words(v)}" for k, v in (family["exponents"] or {}).items())
+        lines.append(f"| {name} | {' | '.join(cells)} | {powers} |")
+    return "\n".join(lines)
+
+
+def plot(found: Mapping[str, Any], path: Path, rule: str = "sum") -> None:
+    """Measured against predicted rate, a panel a family."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [n for n in found if n not in POOLED]
+    columns = min(3, len(names))
+    figure, panels = plt.subplots(
+        -(-len(names) // columns), columns, figsize=(3.6 * columns, 3.3 * -(-len(names) // columns))
+    )
+    axes = np.atleast_1d(panels).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        family = found[name]
+        y = np.array(family["best_rate"])
+        x = np.array(family["predicted"][rule])
+        x = 2 ** ((x - x.mean()) / 2 + np.log2(y).mean())
+        axis.loglog(x, y, "o", base=2, markersize=4)
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        axis.loglog(ends, ends, color="grey", linewidth=0.8, base=2)
+        axis.set_title(f"{name}: r = {family['rules'][rule]['pearson'][0]:.2f}", fontsize=9)
+        axis.set_xlabel("predicted (best common factor)", fontsize=8)
+        axis.set_ylabel("best of the grid", fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(names) :]:
+        axis.remove()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def report(
+    merged: Mapping[Any, Mapping[str, Any]],
+    families: Mapping[str, Any],
+    args: argparse.Namespace,
+    versions: dict[str, str],
+) -> None:
+    """Print the tables; write correlation.json and correlation.png beside the records."""
+    complete: dict[str, tuple[list[Measured], int]] = {}
+    for name, family in families.items():
+        entries = [merged.get((*as_record(n).values(), family.init)) for n in family.networks]
+        nets = [measured(e, family.seeds) for e in entries if e is not None]
+        nets = [n for n in nets if np.isfinite(n.running).any()]
+        if len(nets) >= 3:
+            complete[name] = (nets, family.seeds)
+        print(f"{name}: {len(nets)} of {len(family.networks)} networks")
+    for name, parts in POOLED.items():
+        if all(part in complete for part in parts):
+            pooled = {n.network: n for part in parts for n in complete[part][0]}
+            complete[name] = (list(pooled.values()), complete[parts[0]][1])
+    found = {name: analyse(nets, seeds) for name, (nets, seeds) in complete.items()}
+    if not found:
+        raise SystemExit("no records yet: run first")
+    out = {"versions": versions, "families": found}
+    (args.results / "correlation.json").write_text(json.dumps(out, indent=1) + "\n")
+    plot(found, args.results / "correlation.png")
+    print(table(found), details(found), sep="\n\n")
