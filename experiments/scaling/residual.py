@@ -12,16 +12,20 @@ from __future__ import annotations
 import argparse
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from _ensemble import Records, best_rate, curve, finite, images
+from _ensemble import Records, best_rate, curve, finite, images, spread
 from torch import Tensor, nn
 
+from tune_ext import scaling
+from tune_ext._moments import PathMoments
 from tune_ext._random import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "residual.jsonl"
@@ -183,30 +187,61 @@ def run(names: list[str], seeds: int) -> None:
         print(cell, f"{seconds} s", flush=True)
 
 
+def factors(depth: int, variant: Variant) -> dict[str, float]:
+    """What each aggregate makes of the best rate of another network, up to a constant.
+
+    "sum" and "mean" are those of `tune_ext.scaling`. "gain" is for comparison: each path is
+    weighted by how much of the second moment it passes on at the start, which is 1/d_in for a
+    layer, as in "mean", and 1 for an identity.
+    """
+    model = ResidualStack(depth, variant)
+    x = torch.zeros(2, 1, 14, 14)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", scaling.ScalingWarning)
+        kinds: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
+        found = {kind: scaling.plan(model, x, aggregate=kind).factor() for kind in kinds}
+    moments = PathMoments.start().after_layer()
+    for _ in range(depth):
+        moments += moments.after_layer().after_layer().weighted(Fraction(1, 2))
+    return {"none": 1.0, **found, "gain": float(moments.after_layer().third) ** -0.5}
+
+
+def report(key: str) -> None:
+    """Print the best rates, and their spread over depths with and without each aggregate."""
+    rows = [row for row in Records(RESULTS).rows if row["grid"] == "fine"]
+    print("| network |", *(f"{d} blocks |" for d in DEPTHS), "unscaled | sum | mean | gain |")
+    print("|---|" + "---|" * (len(DEPTHS) + 4))
+    for name, variant in VARIANTS.items():
+        best, cells = {}, []
+        for depth in DEPTHS:
+            mine = [r for r in rows if (r["variant"], r["depth"]) == (name, depth)]
+            if mine:
+                best[depth] = best_rate(*curve(mine, key))
+                loss = curve(mine, key)[1].mean(0).min()
+                growth = float(np.mean([r["growth"] for r in mine]))
+                cells.append(f"{best[depth]:.2g} (loss {loss:.3g}, ×{growth:.2g}) |")
+        if len(best) == len(DEPTHS):
+            scaled = {d: factors(d, variant) for d in DEPTHS}
+            spreads = [
+                spread([best[d] / scaled[d][kind] for d in DEPTHS])
+                for kind in ("none", "sum", "mean", "gain")
+            ]
+            print("|", name, "|", *cells, *(f"{r:.3g} ({s:.2g}) |" for r, s in spreads))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("variants", nargs="*", help=", ".join(VARIANTS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--by", choices=["tail", "loss"], default="tail")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     if options.what == "run":
         run(options.variants or list(VARIANTS), options.seeds)
     else:
-        rows = Records(RESULTS).rows
-        for name in VARIANTS:
-            for depth in DEPTHS:
-                mine = [
-                    r
-                    for r in rows
-                    if (r["variant"], r["depth"], r["grid"]) == (name, depth, "fine")
-                ]
-                if mine:
-                    best = best_rate(*curve(mine))
-                    low = curve(mine)[1].mean(0).min()
-                    growth = np.mean([r["growth"] for r in mine])
-                    print(name, depth, len(mine), f"{best:.5g} {low:.4f} growth {growth:.3g}")
+        report(options.by)
 
 
 if __name__ == "__main__":

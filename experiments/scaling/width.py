@@ -1,6 +1,6 @@
 """Where the best learning rate lies for widths 32 to 512: standard, ours, and mup's rule.
 
-A multilayer perceptron of three hidden layers. Plain SGD on Fashion-MNIST at 14 × 14, one epoch;
+A multilayer perceptron of two hidden layers. Plain SGD on Fashion-MNIST at 14 × 14, one epoch;
 every copy of a network has a rate of its own on one fine grid (ratio √2) for all widths.
 
 mup's rule is written from table 3 of Yang et al., "Tensor Programs V" (arXiv 2203.03466), for SGD.
@@ -28,7 +28,7 @@ from tune_ext._random import derive_seed
 RESULTS = Path(__file__).parent / "results" / "width.jsonl"
 WIDTHS = (32, 64, 128, 256, 512)
 BASE_WIDTH = 64
-HIDDEN = 3
+HIDDEN = 2
 BATCH, STEPS = 32, 200
 COARSE = [4.0**k for k in range(-6, 5)]
 RULES = {
