@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import pickle
@@ -13,9 +14,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from tests.test_graph import INPUT, graph, layer
+from tune_ext import scaling
 from tune_ext._graph import Layer, NetworkGraph, Node
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
-from tune_ext.models import DagCNN, DagMLP
+from tune_ext.models import DagCNN, DagMLP, random_dags
 from tune_ext.scaling import Plan, ScalingWarning, plan_of_dag, plan_of_graph
 
 
@@ -283,15 +285,22 @@ def test_a_seed_gives_the_same_weights_and_leaves_the_global_state() -> None:
     assert torch.equal(double.readout.weight.float(), one.readout.weight)
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    """What torch.compile returns keeps the model so; calling it takes a quarter of a minute."""
+    wrapper = nn.Module()
+    wrapper._orig_mod = model
+    return wrapper
+
+
 @pytest.mark.parametrize("wrapped", ["parallel", "compiled", "averaged", "a part"])
 def test_wrappers_make_no_difference(wrapped: str) -> None:
     plan, plain, model = mlp_plan(), mlp(), mlp()
     plan.initialize_(plain, 0)
     if wrapped == "a part":
-        model.stem = nn.DataParallel(torch.compile(model.stem))
+        model.stem = nn.DataParallel(compiled(model.stem))
     wrap = {
         "parallel": nn.DataParallel,
-        "compiled": torch.compile,
+        "compiled": compiled,
         "averaged": torch.optim.swa_utils.AveragedModel,
         "a part": lambda module: module,
     }[wrapped]
@@ -426,3 +435,38 @@ def test_unknown_options() -> None:
         plan_of_graph("2_02")
     with pytest.raises(InvalidValueError, match="group 2 must have 2"):
         plan_of_dag("2_0")
+
+
+@pytest.mark.parametrize("dag", [*random_dags(nodes=4, count=4, seed=0), "2_12_011"])
+@pytest.mark.parametrize("kernel", [None, 3])
+def test_a_module_and_its_string_have_the_same_plan(dag: str, kernel: int | None) -> None:
+    with torch.device("meta"):
+        model, example = (
+            (DagMLP(dag, inputs=5, width=16, classes=3), torch.zeros(2, 5))
+            if kernel is None
+            else (DagCNN(dag, 5, 16, 3, kernel_size=kernel), torch.zeros(2, 5, 8, 8))
+        )
+    plan = scaling.plan(model, example)
+    other = plan_of_dag(dag, inputs=5, width=16, classes=3, kernel_size=kernel)
+    assert sorted(plan.layers, key=str) == sorted(other.layers, key=str)
+    assert plan.moments == other.moments
+    assert plan.factor() == other.factor()
+
+
+def test_a_plan_knows_its_module_while_that_is_there() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.warns(ScalingWarning, match="normalisation: BatchNorm1d"):
+        plan = scaling.plan(model, torch.zeros(2, 4))
+    assert plan.param_groups(0.1)[0]["params"] == list(model.parameters())
+    report = plan.initialize_(model, 0)
+    assert report.weights == ("0.weight", "3.weight")
+    assert report.biases == ("0.bias", "3.bias")
+    assert report.norms == ("1.weight", "1.bias")
+    again = pickle.loads(pickle.dumps(plan))
+    for lost in (again, Plan.from_dict(plan.to_dict())):
+        with pytest.raises(InvalidValueError, match="pass model="):
+            lost.param_groups(0.1)
+    del model
+    gc.collect()
+    with pytest.raises(InvalidValueError, match="pass model="):
+        plan.param_groups(0.1)

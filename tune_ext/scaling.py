@@ -7,7 +7,7 @@ network alone: no training, no data.
 >>> from tune_ext import scaling
 >>> small, large = scaling.plan_of_dag("2"), scaling.plan_of_dag("2_12_002")
 >>> large.learning_rate(0.3, base=small)
-0.15...
+0.178...
 
 Source: Chen, Wu, Wang, Hanin, "Principled architecture-aware scaling of hyperparameters" (ICLR
 2024, arXiv 2402.17440), equations 4, 8, 9 and 12. What is ours: any module instead of two families
