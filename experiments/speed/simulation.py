@@ -3,7 +3,8 @@
     python experiments/speed/simulation.py [--json FILE] [--quick]
 
 The same trials of random search on a published table (five steps each), on one core, in one
-run of this script: by `tune.run` with reused actors and no loggers; by `simulate`, which is
+run of this script: by `tune.run` with reused actors and no loggers, beside trials that do
+nothing there, which is what Ray takes for itself; by `simulate`, which is
 Ray's control loop without its processes; and as a study of `tune-ext compare`, every cell
 searched, evaluated and written to the disk; the last also on NAS-Bench-201 (three steps) and on
 Branin's function (27 steps). Medians over the repetitions, by the clock on the wall and by what
@@ -58,6 +59,34 @@ def real(trials: int) -> int:
             search_alg=StreamSearch(setup, limit=trials),
             stop=BudgetStopper(10**9, setup.task.max_epochs, lambda trial_id, result: None),
             num_samples=-1,
+            reuse_actors=True,
+            resources_per_trial={"cpu": 1},
+            storage_path=storage,
+            verbose=0,
+        )
+    return trials
+
+
+def bare(trials: int) -> int:
+    """Trials under `tune.run` of a trainable that does nothing, five steps each: Ray alone."""
+    from ray import tune
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    class Empty(tune.Trainable):  # type: ignore[misc] # Ray's classes are untyped
+        """Reports that it was asked."""
+
+        def step(self) -> dict[str, Any]:
+            return {"epoch": self.training_iteration + 1, "done": self.training_iteration >= 4}
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+    with tempfile.TemporaryDirectory(prefix="tune-ext-") as storage:
+        tune.run(
+            Empty,
+            search_alg=BasicVariantGenerator(max_concurrent=1),
+            config={"x": tune.uniform(0, 1)},
+            num_samples=trials,
             reuse_actors=True,
             resources_per_trial={"cpu": 1},
             storage_path=storage,
@@ -136,6 +165,7 @@ def main() -> None:
     cells = trials // 5
     runs: dict[str, Callable[[], int]] = {
         "real Ray": lambda: real(trials),
+        "real Ray, an empty trainable": lambda: bare(trials),
         "simulated": lambda: simulated(trials * 5),
         "recorded study": lambda: recorded(cells, 25),
         "recorded study, NAS-Bench-201": lambda: recorded(cells, 25, "nasbench201-cifar10"),
