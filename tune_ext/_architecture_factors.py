@@ -54,7 +54,8 @@ class ArchitectureFactors:
 
     Args:
         model_fn: Configuration → ``nn.Module``. It is called under ``torch.device("meta")``.
-        example_input: Tensors as the module takes them, or a function from a configuration.
+        example_input: Tensors as `tune_ext.scaling.plan` takes them, or a function from a
+            configuration to these.
         base: A plan, a configuration, or None for the published base.
         rate: The path of the learning rate, on which no architecture depends.
         aggregate: How `tune_ext.scaling.plan` adds up paths; None for its default.
@@ -193,7 +194,8 @@ class ArchitectureFactors:
     def _warn(self, said: Sequence[warnings.WarningMessage]) -> None:
         """Pass on what was said of the first architecture alone: the others are much like it."""
         for warning in () if self._warned else said:
-            warnings.warn(warning.message, warning.category, stacklevel=8)
+            text = f"{warning.message} (said of the first architecture only; plan(config).warnings)"
+            warnings.warn(text, warning.category, stacklevel=8)
         self._warned = self._warned or bool(said)
 
     def _build(self, config: Any) -> tuple[Any, Any]:
@@ -237,17 +239,18 @@ def _is_placeholder(config: Any, path: Path) -> bool:
 def _on_meta(example: Any) -> Any:
     """Example inputs without their data; a function as it is."""
     import torch
+    from torch.utils import _pytree
 
-    if isinstance(example, torch.Tensor):
-        return example.to("meta")
-    if isinstance(example, tuple) and example:
-        return tuple(_on_meta(part) for part in example)
-    if callable(example):
+    if callable(example) and not isinstance(example, torch.Tensor):
         return example
-    raise InvalidTypeError(
-        "example_input must be a tensor, a tuple of tensors, or a function from a configuration "
-        f"to these, got {example!r}"
-    )
+    leaves = _pytree.tree_leaves(example)
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise InvalidTypeError(
+            "example_input must be a tensor, a tuple of arguments or a dictionary of keyword "
+            f"arguments with a tensor among them, or a function from a configuration to these, "
+            f"got {example!r}"
+        )
+    return _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), example)
 
 
 def _check_base(base: Any, aggregate: Any) -> tuple[Any, Aggregate]:

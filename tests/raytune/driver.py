@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from tests.raytune import exptest_trainables, tuning_trainables
-from tests.raytune.scaled_networks import INPUT, network
+from tests.raytune.scaled_trainables import network
 from tests.raytune.trainables import Counter
 from tune_ext import (
     ArchitectureScaledSearch,
@@ -76,7 +76,10 @@ TRAINABLES = {
 
 
 def deeper(search: Any) -> ArchitectureScaledSearch:
-    return ArchitectureScaledSearch(search, lambda config: network({"depth": 5}), INPUT)
+    """A search for networks of five layers and a read-out."""
+    import torch
+
+    return ArchitectureScaledSearch(search, lambda c: network({"depth": 5}), torch.zeros(1, 4))
 
 
 def parts(kind: str) -> dict[str, Any]:

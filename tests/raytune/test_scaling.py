@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import importlib.util
 import json
 import math
 import random
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +32,7 @@ from ray.tune.search.bohb import TuneBOHB
 from ray.tune.search.optuna import OptunaSearch
 from torch import nn
 
-from tests.raytune.scaled_networks import INPUT, WantsItsOwnRate, factor, network
+from tests.raytune.scaled_trainables import WantsItsOwnRate, factor, network
 from tests.raytune.test_restore import Ends, drive
 from tests.raytune.trainables import Counter, notes, response
 from tune_ext import ArchitectureScaledSearch, AutoHyperScheduler, AutoHyperSearch, scaling
@@ -39,6 +42,24 @@ from tune_ext.raytune._play import global_random_state, play
 from tune_ext.raytune.testing import SearcherConformance
 
 SPACE = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 4), "width": 8}
+INPUT = torch.zeros(1, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once() -> Iterator[None]:
+    """To trace takes a tenth of a second, and here are few different networks."""
+    graphs: dict[str, Any] = {}
+
+    def trace(model: nn.Module, example: Any) -> Any:
+        key = f"{model} {example.shape}"
+        if key not in graphs:
+            graphs[key] = _trace.trace(model, example)
+        return graphs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        _trace = importlib.import_module("tune_ext._trace")
+        patch.setitem(sys.modules, "tune_ext._trace", SimpleNamespace(trace=trace))
+        yield
 
 
 def scaled(searcher: Any, model_fn: Any = network, **options: Any) -> ArchitectureScaledSearch:
@@ -304,7 +325,10 @@ def test_the_example_may_depend_on_the_configuration() -> None:
     search = ArchitectureScaledSearch(
         Scripted(*configs), lambda c: nn.Sequential(nn.Linear(c["inputs"], 4), network(c)), example
     )
-    factors = [search.suggest(str(i))["tune_ext"]["lr_factor"] for i in range(3)]
+    with pytest.warns(scaling.ScalingWarning, match=r"widths.*first architecture only") as caught:
+        factors = [search.suggest(str(i))["tune_ext"]["lr_factor"] for i in range(3)]
+    assert len({str(warning.message) for warning in caught}) == len(caught)
+    assert {warning.filename for warning in caught} == {__file__}
     assert factors == pytest.approx([factor(3)] * 3)
     assert asked == [4, 6]
 
@@ -326,8 +350,8 @@ def test_the_base_is_a_plan_a_configuration_or_the_published_one() -> None:
     assert scaled(Scripted(), base=published).plan(config).aggregate == "sum"
     with pytest.raises(InvalidValueError, match="aggregate cannot be 'mean'"):
         scaled(Scripted(), base=published, aggregate="mean")
-    with pytest.raises(InvalidValueError, match=r"base, as a configuration, .* KeyError: 'width'"):
-        scaled(Scripted(config), base={"depth": 1}).suggest("a")
+    with pytest.raises(InvalidValueError, match=r"base, as a configuration, .* KeyError: 'depth'"):
+        scaled(Scripted(config), base={"width": 1}).suggest("a")
 
 
 def test_an_architecture_that_cannot_be_planned_keeps_its_rate() -> None:
@@ -585,51 +609,40 @@ def test_a_state_of_another_base_is_refused(tmp_path: Path) -> None:
     scaled(Scripted(), base={"depth": 3}).restore(str(tmp_path / "state"))
 
 
-def test_a_real_run_finds_one_base_rate_for_all_depths(run: Any) -> None:
-    inner = OptunaSearch(metric="loss", mode="min", seed=0)
-    space = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 6)}
-    search = scaled(inner, lambda c: network({"depth": c["depth"]}))
-    analysis = run(
-        WantsItsOwnRate,
-        config=space,
-        search_alg=search,
-        num_samples=12,
-        max_concurrent_trials=2,
-        stop={"training_iteration": 2},
-    )
-    assert len(analysis.trials) == 12
-    for trial in analysis.trials:
-        ours = trial.config["tune_ext"]
-        assert ours["lr_factor"] == pytest.approx(factor(trial.config["depth"]))
-        assert trial.config["lr"] == ours["base_lr"] * ours["lr_factor"]
-        distance = abs(math.log10(ours["base_lr"] / 0.01))
-        assert trial.last_result["loss"] == pytest.approx(distance)
-    told = {trial.params["lr"]: trial.value for trial in inner._ot_study.trials}
-    ran = {t.config["tune_ext"]["base_lr"]: t.last_result["loss"] for t in analysis.trials}
-    assert told == ran
-
-
 @pytest.mark.skipif(importlib.util.find_spec("hpbandster") is None, reason="needs hpbandster")
-def test_bohb_pauses_and_goes_on_inside_it(run: Any) -> None:
-    inner = TuneBOHB(metric="loss", mode="min", seed=0)
-    space = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 4)}
+def test_a_real_run_of_bohb_pauses_and_finds_one_base_rate_for_all_depths(run: Any) -> None:
+    heard = []
+
+    class Listening(TuneBOHB):
+        def on_trial_result(self, trial_id: str, result: Any) -> None:
+            heard.append((result["config/lr"], self.trial_to_params[trial_id]["lr"]))
+            super().on_trial_result(trial_id, result)
+
+        def on_pause(self, trial_id: str) -> None:
+            heard.append("pause")
+            super().on_pause(trial_id)
+
     analysis = run(
         WantsItsOwnRate,
-        config=space,
-        search_alg=scaled(inner, lambda c: network({"depth": c["depth"]})),
+        config={"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 4)},
+        search_alg=scaled(Listening(metric="loss", mode="min", seed=0), base={"depth": 2}),
         scheduler=HyperBandForBOHB(metric="loss", mode="min", max_t=3),
         num_samples=4,
         max_concurrent_trials=4,
         stop={"training_iteration": 3},
     )
-    assert not any(trial.status == "ERROR" for trial in analysis.trials)
-    assert max(t.last_result["training_iteration"] for t in analysis.trials) == 3
-    rates = {(t.config["tune_ext"]["base_lr"], t.config["depth"]) for t in analysis.trials}
-    known = {
-        (space.get_dictionary()["lr"], space.get_dictionary()["depth"])
-        for space in (inner.bohber.configspace,) * 0
-    }
-    assert known <= rates
+    assert len(analysis.trials) == 4
+    for trial in analysis.trials:
+        ours = trial.config["tune_ext"]
+        assert trial.status == "TERMINATED"
+        assert ours["lr_factor"] == pytest.approx(factor(trial.config["depth"]))
+        assert trial.config["lr"] == ours["base_lr"] * ours["lr_factor"]
+        distance = abs(math.log10(ours["base_lr"] / 0.01))
+        assert trial.last_result["loss"] == pytest.approx(distance)
+    assert "pause" in heard
+    told = [pair for pair in heard if pair != "pause"]
+    assert {seen for seen, _ in told} == {t.config["tune_ext"]["base_lr"] for t in analysis.trials}
+    assert all(seen == asked for seen, asked in told)
 
 
 def expected(times: float, **options: Any) -> float:

@@ -71,8 +71,9 @@ class ArchitectureScaledSearch(StatefulSearcher):
         model_fn: Configuration → module. It gets what the trial gets, constants of
             ``param_space`` too, with the base learning rate and without the key ``tune_ext``;
             the module's shape must depend on nothing else, nor on the learning rate.
-        example_input: A tensor, or a tuple of them, as the module takes it, or a function from
-            the configuration to that. Only shapes and types matter.
+        example_input: What the module takes, as for `tune_ext.scaling.plan`: a tensor, a tuple of
+            arguments or a dictionary of keyword arguments; or a function from the configuration
+            to that. Only shapes and types matter.
         base: The network to which the base learning rate belongs: a `tune_ext.scaling.Plan`, a
             configuration for `model_fn` (what it leaves out comes from the constants of
             ``param_space``), or None for the published one.
@@ -92,7 +93,7 @@ class ArchitectureScaledSearch(StatefulSearcher):
         self,
         searcher: Searcher,
         model_fn: Callable[[Any], nn.Module],
-        example_input: torch.Tensor | tuple[torch.Tensor, ...] | Callable[[Any], Any],
+        example_input: torch.Tensor | tuple[Any, ...] | dict[str, Any] | Callable[[Any], Any],
         *,
         base: Plan | Config | None = None,
         lr: str = "lr",
