@@ -1,6 +1,6 @@
 """The learning rate of the network with one hidden layer, which `study.toml` gives to all.
 
-    python experiments/scaling_search/base_rate.py
+Run it as `python experiments/scaling_search/base_rate.py`.
 """
 
 from __future__ import annotations
