@@ -26,13 +26,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from tune_ext._graph import NetworkGraph
 from tune_ext._trace_clone import Clone, Substitute, substitute_inputs, to_meta, weightless
-from tune_ext._trace_reader import GraphReader, is_real
+from tune_ext._trace_reader import GraphReader
+from tune_ext._trace_site import is_real
 from tune_ext._trace_values import Builder, Constant, Value, Wire
 from tune_ext.errors import InvalidTypeError, UntraceableModelError
 
 __all__ = ["trace"]
 
-_NOT_USERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent / "_trace"))
+_NOT_USERS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent / "_trace"))
 
 _DESCRIBE = "or describe the network yourself (tune_ext.scaling.plan_of_graph takes a NetworkGraph)"
 

@@ -17,6 +17,7 @@ __all__ = [
     "PRODUCTS",
     "RECURRENT",
     "SELECTIONS",
+    "SHARING",
     "SLICES",
     "STATISTICS",
     "VIEWS",
@@ -162,6 +163,17 @@ SLICES = {
     "unsafe_split",
 }
 """Some of the values."""
+
+SHARING = (VIEWS | SLICES) - {
+    "_to_copy",
+    "alias",
+    "clone",
+    "contiguous",
+    "lift_fresh_copy",
+    "to",
+    "type_as",
+}
+"""What shares memory with its operand, so that writing to it writes there."""
 
 PASSIVE = VIEWS | {
     "add",

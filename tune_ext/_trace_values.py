@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +67,10 @@ Value: TypeAlias = Constant | Wire | Stack | tuple["Value", ...]
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight that is applied to a branch; the fields are those of `tune_ext._graph.Layer`."""
+    """A weight that is applied to a branch; the fields are those of `tune_ext._graph.Layer`.
+
+    Those aside: `part`, whether it is a slice of a larger parameter.
+    """
 
     name: str
     kind: Literal["linear", "conv"]
@@ -78,6 +80,7 @@ class Weight:
     groups: int
     shape: tuple[int, ...]
     bias: str | None
+    part: bool = False
 
 
 @dataclass
@@ -98,6 +101,7 @@ class Builder:
     def __init__(self) -> None:
         self._drafts: list[_Draft] = []
         self._notes: Counter[str] = Counter()
+        self._tables: set[str] = set()
 
     def note(self, text: str) -> None:
         """Record what breaks the theory's assumptions; the same text is counted."""
@@ -106,6 +110,12 @@ class Builder:
     def input(self, name: str) -> Wire:
         """A new input."""
         return self._new(_Draft("input", [], name))
+
+    def embedding(self, name: str, parameters: Iterable[str]) -> Wire:
+        """Rows of a parameter, picked by the input: taken as an input."""
+        self._tables.update(parameters)
+        self.note("embedding: its output is taken as an input")
+        return self.input(name)
 
     def layer(self, wire: Wire, weight: Weight) -> Wire:
         """A weighted layer on a branch."""
@@ -170,21 +180,25 @@ class Builder:
         kept = sorted(needed)
         new = {old: index for index, old in enumerate(kept)}
         nodes = tuple(_finished(self._drafts[old], new) for old in kept)
-        self._note_shared(nodes)
+        self._note_shared(self._drafts[old].weight for old in kept)
         notes = (
             text + (f" ({count} times)" if count > 1 else "") for text, count in self._notes.items()
         )
         return NetworkGraph(nodes, new[output.node], tuple(notes))
 
-    def _note_shared(self, nodes: Iterable[Node]) -> None:
-        uses = Counter(node.layer.name for node in nodes if node.layer is not None)
+    def _note_shared(self, weights: Iterable[Weight | None]) -> None:
+        uses = Counter(weight.name for weight in weights if weight is not None and not weight.part)
         for name, count in uses.items():
             if count > 1:
                 self.note(f"weight sharing: {name} is the weight of {count} layers")
+            if name in self._tables:
+                self.note(f"weight sharing: {name} is an embedding and the weight of a layer")
 
 
 def joined(wires: Sequence[Wire]) -> Wire:
     """Several branches from one node as one."""
+    if len(wires) == 1:
+        return wires[0]
     activation = next((w.activation for w in wires if w.activation is not None), None)
     return replace(
         wires[0],
@@ -215,13 +229,3 @@ def _finished(draft: _Draft, new: dict[int, int]) -> Node:
         )
     inputs = tuple(new[source] for source in draft.inputs)
     return Node(draft.op, inputs, layer=layer, shares=tuple(draft.shares), name=draft.name)
-
-
-def share_of(shape: Sequence[int], dim: int) -> int:
-    """Channels that a tensor brings to a concatenation along `dim`; never less than 1."""
-    return max(1, int(shape[dim])) if shape else 1
-
-
-def product_of(sizes: Iterable[int]) -> int:
-    """The product of sizes, as an int."""
-    return int(math.prod(int(size) for size in sizes))
