@@ -211,15 +211,19 @@ class _World:
         )
         self.most = self.table[0][-1].budget
         self.play = Brackets(self.table, self.eta, asynchronous=asynchronous)
-        self.workers, self.left = workers, trials
+        self.workers, self.left, self.asynchronous = workers, trials, asynchronous
         self.running: dict[str, float] = {}
         self.got: dict[str, float] = {}
-        self.idle_while_work = 0
 
-    def step(self, restore: bool) -> bool:
+    def step(self, restore: str) -> bool:
         """One event; False at the end."""
-        if restore:
+        if restore == "state":
             self.play = Brackets.from_json(json.loads(json.dumps(self.play.to_json())))
+        elif restore == "memories" and self.left:
+            memories = {t: self.play.memory(t) for t in self.got}
+            self.play = Brackets(self.table, self.eta, asynchronous=self.asynchronous)
+            shuffled = sorted(memories, key=lambda t: hash((t, len(memories))))
+            self.play.recall(json.loads(json.dumps({t: memories[t] for t in shuffled})))
         while len(self.running) < self.workers:
             trial = self.play.promote()
             if trial is None and self.left:
@@ -261,9 +265,9 @@ class _World:
         assert self.got[trial] <= self.most
 
 
-def _history(world: _World, restore_every: int) -> list[tuple[str, float]]:
+def _history(world: _World, restore_every: int, how: str) -> list[tuple[str, float]]:
     for count in range(10_000):
-        if not world.step(bool(restore_every) and count % restore_every == 0):
+        if not world.step(how if restore_every and count % restore_every == 0 else ""):
             assert world.left == 0
             assert world.play.waiting() == []
             return sorted(world.got.items())
@@ -277,12 +281,13 @@ def _history(world: _World, restore_every: int) -> list[tuple[str, float]]:
     workers=st.integers(1, 7),
     trials=st.integers(1, 60),
     restore_every=st.integers(1, 5),
+    how=st.sampled_from(["state", "memories"]),
 )
 def test_every_interleaving_ends_and_a_restored_state_goes_on_the_same(
-    seed: int, asynchronous: bool, workers: int, trials: int, restore_every: int
+    seed: int, asynchronous: bool, workers: int, trials: int, restore_every: int, how: str
 ):
-    plain = _history(_World(seed, asynchronous, workers, trials), 0)
-    assert plain == _history(_World(seed, asynchronous, workers, trials), restore_every)
+    plain = _history(_World(seed, asynchronous, workers, trials), 0, "")
+    assert plain == _history(_World(seed, asynchronous, workers, trials), restore_every, how)
 
 
 @settings(max_examples=100, deadline=None)

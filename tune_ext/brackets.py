@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +55,6 @@ class _Level:
 
     def unknown(self) -> int:
         return len(self.entered) - len(self.outcome)
-
-    def ranking(self, candidates: Iterable[str]) -> list[str]:
-        """Those of `candidates` with a finite loss, the lowest first, then by entry."""
-        place = {trial: i for i, trial in enumerate(self.entered)}
-        finite = [t for t in candidates if self.outcome.get(t) is not None]
-        return sorted(finite, key=lambda t: (self.outcome[t], place[t]))
 
 
 @dataclass
@@ -129,6 +123,7 @@ class Brackets:
         self._paused: set[str] = set()
         self._gone: set[str] = set()
         self._ready: list[str] = []
+        self._number: dict[str, int] = {}  # order of entry, which settles ties
         self._started = 0
         self._closed = False
 
@@ -148,6 +143,8 @@ class Brackets:
         play = self._open_play()
         self._plays[play].levels[0].entered.append(trial)
         self._home[trial] = (play, 0)
+        self._number[trial] = self._started
+        self._started += 1
         self._gone.discard(trial)
         self._closed = False
         return self.budget(trial)
@@ -264,6 +261,72 @@ class Brackets:
 
     # --- state
 
+    def memory(self, trial: str) -> dict[str, Any]:
+        """What has become of one trial, JSON-able: all trials' memories are the state.
+
+        Raises:
+            KeyError: The trial is not in.
+        """
+        play, index = self._home[trial]
+        levels = self._plays[play].levels[: index + 1]
+        losses = [level.outcome[trial] for level in levels if trial in level.outcome]
+        return {
+            "number": self._number[trial],
+            "bracket": play,
+            "rung": index,
+            "losses": losses,
+            "waits": trial in self._paused,
+            "out": trial in self._gone,
+        }
+
+    def recall(self, memories: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on, with nothing in yet, where others with these memories stood.
+
+        Args:
+            memories: Of each trial, in any order. One that has died since is to be failed.
+
+        Raises:
+            StateError: They are not what `memory` returned, or belong to another table.
+        """
+        try:
+            order = sorted(memories, key=lambda trial: int(memories[trial]["number"]))
+            for trial in order:
+                self._recall(trial, memories[trial])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise StateError(f"what trials remember of their brackets is damaged: {error!r}") from (
+                error
+            )
+        for play in range(len(self._plays)):
+            self._decide(play)
+
+    def _recall(self, trial: str, memory: Mapping[str, Any]) -> None:
+        play, index = int(memory["bracket"]), int(memory["rung"])
+        losses = [_finite(loss) for loss in memory["losses"]]
+        if self._asynchronous and not self._plays:
+            self._asynchronous_play()
+        while not self._asynchronous and len(self._plays) <= play:
+            self._new_play()
+        levels = self._plays[play].levels
+        if not 0 <= index < len(levels) or not index <= len(losses) <= index + 1:
+            raise ValueError(f"trial {trial!r} cannot be in rung {index} after {len(losses)}")
+        for level, loss in zip(levels, losses, strict=False):
+            level.outcome[trial] = loss
+        for level in levels[: index + 1]:
+            level.entered.append(trial)
+        for level in levels[:index]:
+            level.promoted.append(trial)
+            level.decided = not self._asynchronous
+        self._home[trial] = (play, index)
+        self._number[trial] = int(memory["number"])
+        self._started = max(self._started, self._number[trial] + 1)
+        if memory["out"]:
+            self._gone.add(trial)
+            levels[index].outcome.setdefault(trial, None)
+        elif memory["waits"]:
+            self._paused.add(trial)
+            if len(losses) == index:
+                self._release([trial])
+
     def to_json(self) -> dict[str, Any]:
         """The state as JSON-able values."""
         return {
@@ -274,6 +337,7 @@ class Brackets:
             "asynchronous": self._asynchronous,
             "closed": self._closed,
             "started": self._started,
+            "number": dict(self._number),
             "plays": [
                 {"kind": p.kind, "closed": p.closed, "levels": [vars(v).copy() for v in p.levels]}
                 for p in self._plays
@@ -317,6 +381,7 @@ class Brackets:
             made._home = {t: (int(p), int(i)) for t, (p, i) in state["home"].items()}
             made._paused, made._gone = set(state["paused"]), set(state["gone"])
             made._ready = list(state["ready"])
+            made._number = {trial: int(number) for trial, number in state["number"].items()}
             made._started, made._closed = int(state["started"]), bool(state["closed"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"the state of Hyperband's brackets is damaged: {error!r}") from error
@@ -333,12 +398,16 @@ class Brackets:
 
     def _go_on_at_once(self, trial: str) -> Decision:
         """Whether the trial that has just paused is the one that would be resumed now."""
-        best = self._best_waiting() if self._asynchronous else None
-        first = best[2] if best else (self._ready[0] if self._ready else None)
-        if first != trial:
-            return Decision.PAUSE
-        self.promote()
-        return Decision.CONTINUE
+        if self._asynchronous:
+            best = self._best_waiting()
+            if best is not None and best[2] == trial:
+                self._promote_asynchronously()
+                return Decision.CONTINUE
+        elif trial in self._ready and self.budget(trial) >= self.budget(self._ready[0]):
+            self._ready.remove(trial)
+            self._paused.discard(trial)
+            return Decision.CONTINUE
+        return Decision.STOP if trial in self._gone else Decision.PAUSE
 
     def _leave(self, trial: str) -> None:
         self._paused.discard(trial)
@@ -354,6 +423,9 @@ class Brackets:
             full = len(play.levels[0].entered) >= self._rungs(index)[0].size
             if not full and not play.closed and not play.levels[0].decided:
                 return index
+        return self._new_play()
+
+    def _new_play(self) -> int:
         kind = len(self._plays) % len(self._table)
         self._plays.append(_Play(kind, [_Level() for _ in self._table[kind]]))
         return len(self._plays) - 1
@@ -363,7 +435,6 @@ class Brackets:
             self._plays = [_Play(k, [_Level() for _ in b]) for k, b in enumerate(self._table)]
         sizes = [bracket[0].size for bracket in self._table]
         place = self._started % sum(sizes)
-        self._started += 1
         for kind, size in enumerate(sizes):
             if place < size:
                 return kind
@@ -389,15 +460,23 @@ class Brackets:
         state = self._plays[play]
         level, above = state.levels[index], state.levels[index + 1]
         places = max(1, math.floor(len(level.entered) / self._eta * (1 + CLOSE)))
-        level.promoted = level.ranking(t for t in level.entered if t in self._paused)[:places]
+        level.promoted = self._ranking(level, self._paused)[:places]
         for trial in level.promoted:
             above.entered.append(trial)
             self._home[trial] = (play, index + 1)
         if not level.promoted:
             for higher in state.levels[index + 1 :]:
                 higher.decided = True
-        self._ready.extend(level.promoted)
-        self._ready.sort(key=lambda t: -self.budget(t))
+        self._release(level.promoted)
+
+    def _release(self, trials: list[str]) -> None:
+        self._ready.extend(trials)
+        self._ready.sort(key=lambda t: (-self.budget(t), self._number[t]))
+
+    def _ranking(self, level: _Level, candidates: Collection[str]) -> list[str]:
+        """Those of `candidates` with a finite loss at a rung, the lowest first, then by entry."""
+        finite = [(v, t) for t, v in level.outcome.items() if v is not None and t in candidates]
+        return [t for _, t in sorted(finite, key=lambda f: (f[0], self._number[f[1]]))]
 
     def _best_waiting(self) -> tuple[int, int, str] | None:
         """The play, the level and the trial that goes on next, farthest rungs first."""
@@ -407,8 +486,7 @@ class Brackets:
                 places = math.floor(len(level.outcome) / self._eta * (1 + CLOSE))
                 if self._closed and not self._unsettled(state, index):
                     places = max(1, places)
-                best = level.ranking(level.outcome)[:places]
-                for trial in best:
+                for trial in self._ranking(level, level.outcome)[:places]:
                     if trial in self._paused and self._home[trial] == (play, index):
                         budget = self._table[state.kind][index].budget
                         found.append((-budget, play, index, trial))
