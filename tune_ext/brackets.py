@@ -336,16 +336,7 @@ class Brackets:
             "reduction_factor": self._eta,
             "asynchronous": self._asynchronous,
             "closed": self._closed,
-            "started": self._started,
-            "number": dict(self._number),
-            "plays": [
-                {"kind": p.kind, "closed": p.closed, "levels": [vars(v).copy() for v in p.levels]}
-                for p in self._plays
-            ],
-            "home": {trial: list(where) for trial, where in self._home.items()},
-            "paused": [t for t in self._home if t in self._paused],
-            "gone": sorted(self._gone),
-            "ready": list(self._ready),
+            "trials": {trial: self.memory(trial) for trial in self._home},
         }
 
     @classmethod
@@ -362,28 +353,12 @@ class Brackets:
                 for bracket in state["table"]
             )
             made = cls(table, state["reduction_factor"], asynchronous=state["asynchronous"])
-            made._plays = [
-                _Play(
-                    int(p["kind"]),
-                    [
-                        _Level(
-                            list(v["entered"]),
-                            dict(v["outcome"]),
-                            list(v["promoted"]),
-                            bool(v["decided"]),
-                        )
-                        for v in p["levels"]
-                    ],
-                    bool(p["closed"]),
-                )
-                for p in state["plays"]
-            ]
-            made._home = {t: (int(p), int(i)) for t, (p, i) in state["home"].items()}
-            made._paused, made._gone = set(state["paused"]), set(state["gone"])
-            made._ready = list(state["ready"])
-            made._number = {trial: int(number) for trial, number in state["number"].items()}
-            made._started, made._closed = int(state["started"]), bool(state["closed"])
+            made.recall(state["trials"])
+            if state["closed"]:
+                made.close()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, StateError):
+                raise
             raise StateError(f"the state of Hyperband's brackets is damaged: {error!r}") from error
         return made
 
