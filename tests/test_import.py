@@ -37,6 +37,7 @@ def test_the_package_starts_neither_torch_nor_ray() -> None:
         ("tune_ext.exptest, tune_ext._loss_monitor, tune_ext._losses", ("ray", "torch")),
         ("tune_ext.lowrank", ("ray",)),
         ("tune_ext.importance", ("ray", "torch", "sklearn")),
+        ("tune_ext._plan_cache, tune_ext._architecture_factors", ("ray", "torch")),
         ("tune_ext.scaling; tune_ext.scaling.plan_of_dag('2_12').factor()", ("ray", "torch")),
         ("tune_ext._trace, tune_ext._initialize, tune_ext.models", ("ray",)),
         ("tune_ext.benchmark.tasks", ("ray",)),
