@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.reference.reference_paths import is_zero, paths, power_sum
+from tests.reference.reference_paths import degree, is_zero, paths, power_sum
 from tune_ext._graph import (
     Layer,
     NetworkGraph,
     Node,
     flattened,
     from_dag,
-    in_degree,
-    moments,
-    readouts,
-    visits,
 )
 from tune_ext._moments import PathMoments
+from tune_ext._paths import CONVENTIONS, growth, in_degree, moments, readouts, visits
 from tune_ext.errors import InvalidValueError
 
 INPUT = Node("input")
-AGGREGATES = ("sum", "mean")
+WEIGHTS = [
+    ("sum", "target"),
+    ("mean", "target"),
+    *(("gain", convention) for convention in CONVENTIONS),
+]
 
 
 def layer(*inputs: int, kernel: tuple[int, ...] = (), width: int = 8) -> Node:
@@ -65,24 +67,41 @@ def dag_strings(draw, most: int = 5) -> str:
     return "_".join(groups)
 
 
-@pytest.mark.parametrize("aggregate", AGGREGATES)
-@given(graphs())
-def test_moments_are_those_of_all_paths(aggregate: str, network: NetworkGraph) -> None:
-    found = paths(network, aggregate)
-    result = moments(network, aggregate)
+@pytest.mark.parametrize(("aggregate", "convention"), WEIGHTS)
+@settings(max_examples=60)
+@given(network=graphs())
+def test_moments_are_those_of_all_paths(
+    aggregate: str, convention: str, network: NetworkGraph
+) -> None:
+    found = paths(network, aggregate, convention)
+    result = moments(network, aggregate, convention)
     expected = [power_sum(found, k) for k in range(4)]
     assert [result.count, result.first, result.second, result.third] == expected
 
 
-@pytest.mark.parametrize("aggregate", AGGREGATES)
-@given(graphs())
-def test_visits_are_the_paths_through_each_layer(aggregate: str, network: NetworkGraph) -> None:
-    found = paths(network, aggregate)
-    result = visits(network, aggregate)
+@pytest.mark.parametrize(("aggregate", "convention"), WEIGHTS)
+@settings(max_examples=60)
+@given(network=graphs())
+def test_visits_are_the_paths_through_each_layer(
+    aggregate: str, convention: str, network: NetworkGraph
+) -> None:
+    found = paths(network, aggregate, convention)
+    result = visits(network, aggregate, convention)
     assert result == {
         i: sum((w for w, path in found if i in path), Fraction(0)) for i in network.layers
     }
-    assert sum(result.values()) == moments(network, aggregate).first
+    assert sum(result.values()) == moments(network, aggregate, convention).first
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@settings(max_examples=60)
+@given(network=graphs())
+def test_in_degrees_are_those_of_the_definition(convention: str, network: NetworkGraph) -> None:
+    for index in network.layers:
+        expected = degree(network, index, convention)
+        if any(is_zero(network, i) for i in (index, *network.nodes[index].inputs)):
+            continue  # nothing comes of it, whatever its weights are
+        assert in_degree(network, index, convention) == expected
 
 
 @given(graphs())
@@ -168,7 +187,21 @@ def test_a_residual_stream() -> None:
     )
     assert [in_degree(network, i) for i in network.layers] == [1, 1, 2, 1, 2, 1]
     assert [in_degree(network, i, "source") for i in network.layers] == [1, 1, 1, 2, 1, 2]
+    assert [in_degree(network, i, "stream") for i in network.layers] == [1, 1, 3, 1, 3, 1]
     assert readouts(network) == (8,)
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 32])
+def test_growth_of_a_residual_stream(blocks: int) -> None:
+    """Each block adds 1/d_in of what it reads; the whole stream as one sum stays below e."""
+    nodes = [INPUT, layer(0)]
+    for _ in range(blocks):
+        x = len(nodes) - 1
+        nodes += [layer(x), layer(x + 1), Node("add", (x, x + 2))]
+    network = graph(*nodes, layer(len(nodes) - 1))
+    assert growth(network) == Fraction(3, 2) ** blocks
+    assert growth(network, "stream") == (1 + Fraction(1, blocks + 1)) ** blocks < math.e
+    assert moments(network, "gain").count == growth(network)
 
 
 def test_only_what_an_input_reaches_is_a_summand() -> None:
@@ -229,8 +262,8 @@ def test_densenet_121_by_an_independent_recursion() -> None:
     it the number of paths of depth d is f(d) + f(d − 2): the polynomial (1 + x²)^n; a
     transition is one more layer. With "mean", channels replace paths and the total is normalised.
     """
-    growth, blocks = 32, (6, 12, 24, 16)
-    network = densenet(growth, blocks)
+    grown, blocks = 32, (6, 12, 24, 16)
+    network = densenet(grown, blocks)
     depths: dict[int, int] = {1: 1}
     for count in blocks:
         for _ in range(count):
@@ -246,12 +279,12 @@ def test_densenet_121_by_an_independent_recursion() -> None:
     channels, share = 64, {1: Fraction(1)}
     for count in blocks:
         for _ in range(count):
-            old = Fraction(channels, channels + growth)
+            old = Fraction(channels, channels + grown)
             share = {
                 d: old * share.get(d, 0) + (1 - old) * share.get(d - 2, 0)
                 for d in {*share, *(d + 2 for d in share)}
             }
-            channels += growth
+            channels += grown
         share = {d + 1: w for d, w in share.items()}
         channels //= 2
     mean = moments(network, "mean")
@@ -259,7 +292,7 @@ def test_densenet_121_by_an_independent_recursion() -> None:
     assert mean.third == sum(w * d**3 for d, w in share.items())
 
 
-def densenet(growth: int, blocks: tuple[int, ...]) -> NetworkGraph:
+def densenet(grown: int, blocks: tuple[int, ...]) -> NetworkGraph:
     """The graph of torchvision's DenseNet, as a concatenation of all features in each layer."""
     nodes = [INPUT, layer(0)]
     channels = 64
@@ -270,7 +303,7 @@ def densenet(growth: int, blocks: tuple[int, ...]) -> NetworkGraph:
             nodes.append(layer(len(nodes) - 1))
             nodes.append(layer(len(nodes) - 1))
             features.append(len(nodes) - 1)
-            shares.append(growth)
+            shares.append(grown)
         nodes.append(Node("concat", tuple(features), shares=tuple(shares)))
         channels = sum(shares) // 2
         nodes.append(layer(len(nodes) - 1))  # a transition, or the classifier

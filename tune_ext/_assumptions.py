@@ -7,7 +7,9 @@ one width and no normalisation; its experiments add GELU, and NAS-Bench-201's no
 
 from __future__ import annotations
 
-from tune_ext._graph import NetworkGraph, readouts
+from tune_ext._graph import Convention, NetworkGraph
+from tune_ext._moments import short
+from tune_ext._paths import growth, readouts
 
 __all__ = ["ScalingWarning", "broken_assumptions"]
 
@@ -19,13 +21,19 @@ class ScalingWarning(UserWarning):
     """A network is not what the theory assumes; the message says what is then known."""
 
 
-def broken_assumptions(graph: NetworkGraph) -> tuple[str, ...]:
-    """What breaks the theory's assumptions, a sentence each; what else the graph notes first."""
+def broken_assumptions(graph: NetworkGraph, convention: Convention) -> tuple[str, ...]:
+    """What breaks the theory's assumptions, a sentence each; what else the graph notes first.
+
+    Args:
+        graph: The network.
+        convention: What d_in is in its initialisation.
+    """
     notes = [note for note in graph.notes if not note.startswith(_EXPLAINED)]
     if not graph.live[graph.output]:
         return (*notes, "no path leads from an input to the output: nothing can be learned")
-    checks = (_layers_missing, _normalisation, _products, _widths, _activations, _growth)
-    return (*notes, *(said for check in checks if (said := check(graph))))
+    checks = (_layers_missing, _normalisation, _products, _widths, _activations)
+    sentences = [*map(lambda check: check(graph), checks), _growth(graph, convention)]
+    return (*notes, *(said for said in sentences if said))
 
 
 def _noted(graph: NetworkGraph, *kinds: str) -> list[str]:
@@ -97,40 +105,15 @@ def _activations(graph: NetworkGraph) -> str | None:
     return f"activations: {', '.join(others)}. The theory takes ReLU; {known}"
 
 
-def _growth(graph: NetworkGraph) -> str | None:
+def _growth(graph: NetworkGraph, convention: Convention) -> str | None:
     """Sums of identities: what 1/d_in cannot scale."""
     if any(graph.layer(i).normalized for i in graph.layers):
         return None
-    growth = expected_growth(graph)
-    if growth < 4:
+    times = growth(graph, convention)
+    if times < 4:
         return None
+    advice = "" if convention == "stream" else '; in_degree="stream" makes it less'
     return (
         "identities: they are added up unscaled, so that the second moment of the features is "
-        f"expected to be {growth:.3g} times the input's before the read-out"
+        f"expected to be {short(times)} times the input's before the read-out{advice}"
     )
-
-
-def expected_growth(graph: NetworkGraph) -> float:
-    """Second moment before the read-out over the input's, if C = 2/d_in and all is independent.
-
-    A layer and its ReLU pass on 1/d_in of what they get, an identity passes on all of it.
-    The largest of the read-outs' inputs; without normalisation.
-    """
-    sizes: list[float] = []
-    for index, node in enumerate(graph.nodes):
-        inputs = [sizes[source] for source in node.inputs]
-        if node.op == "input":
-            sizes.append(1.0)
-        elif node.op == "layer":
-            consumers = graph.consumers[index]
-            degree = graph.summands(consumers[0]) if len(consumers) == 1 else 1
-            sizes.append(inputs[0] / degree)
-        elif node.op == "concat":
-            shares = zip(inputs, node.shares, strict=True)
-            sizes.append(sum(size * share for size, share in shares) / sum(node.shares))
-        elif node.op == "product":
-            sizes.append(max(inputs))
-        else:
-            sizes.append(sum(inputs))
-    ends = [sizes[graph.nodes[i].inputs[0]] for i in readouts(graph)]
-    return max(ends, default=1.0)

@@ -1,28 +1,21 @@
-"""A network as a graph of weighted layers and merges, and what the theory reads off it.
+"""A network as a graph of weighted layers and merges.
 
 Nodes are numbered in topological order. Pointwise things (activations, normalisation, pooling,
 dropout, reshaping) are no nodes: an edge passes through them.
 
-* `in_degree`: how many summands meet where a layer's output goes;
-* `moments`: the moments of the depths of all paths from the inputs to the output;
-* `visits`: through how many paths each layer acts.
-
-All are exact and take O(edges). Source: Chen, Wu, Wang, Hanin, "Principled architecture-aware
-scaling of hyperparameters" (ICLR 2024, arXiv 2402.17440).
+`tune_ext._paths` says what follows from a graph.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 from typing import Literal
 
 from tune_ext._checks import check_choice, check_count
 from tune_ext._dags import alive, parse_dag
-from tune_ext._moments import PathMoments
 from tune_ext.errors import InvalidValueError
 
 __all__ = [
@@ -33,14 +26,10 @@ __all__ = [
     "Node",
     "flattened",
     "from_dag",
-    "in_degree",
-    "moments",
-    "readouts",
-    "visits",
 ]
 
-Aggregate = Literal["sum", "mean"]
-Convention = Literal["target", "source"]
+Aggregate = Literal["sum", "mean", "gain"]
+Convention = Literal["target", "source", "stream"]
 _Op = Literal["input", "layer", "add", "concat", "product", "zero"]
 _OPS = ("input", "layer", "add", "concat", "product", "zero")
 
@@ -160,6 +149,24 @@ class NetworkGraph:
             return 1
         return max(1, sum(self.live[source] for source in node.inputs))
 
+    @cached_property
+    def stream_summands(self) -> tuple[int, ...]:
+        """For each node, the summands of the longest chain of additions that it is part of.
+
+        x + f(x), and that plus g of it, are one sum of x, f and g: three summands, for both
+        additions.
+        """
+        counts: list[int] = []
+        for node in self.nodes:
+            terms = (counts[i] for i in node.inputs if self.live[i]) if node.op == "add" else ()
+            counts.append(max(1, sum(terms)))
+        for index in range(len(self.nodes) - 1, -1, -1):
+            if self.nodes[index].op == "add":
+                for source in self.nodes[index].inputs:
+                    if self.nodes[source].op == "add":
+                        counts[source] = max(counts[source], counts[index])
+        return tuple(counts)
+
 
 def _reached(node: Node, reached: Sequence[bool]) -> bool:
     if node.op in ("input", "zero"):
@@ -188,112 +195,6 @@ def _check_node(index: int, node: Node) -> None:
             f"{where}: shares must give the channels of each of {len(node.inputs)} inputs, "
             f"got {node.shares}"
         )
-
-
-def in_degree(graph: NetworkGraph, index: int, convention: Convention = "target") -> int:
-    """The d_in of a layer: how many summands its output is added up with, itself included.
-
-    Only summands that an input reaches count; identities do. A layer whose output goes to
-    several places is a feature of its own, with d_in 1, whatever is added to it afterwards. Where
-    outputs are concatenated d_in is 1: the share is in the fan of the next layer.
-
-    Args:
-        graph: The network.
-        index: The layer's node.
-        convention: "target": the addition that the layer *enters*, as in the proof (equation
-            12). "source": the one that it *leaves*, as in the printed equation 4 and in the
-            published code; for comparison.
-    """
-    check_choice("convention", convention, ("target", "source"))
-    graph.layer(index)
-    if convention == "source":
-        return graph.summands(graph.nodes[index].inputs[0])
-    consumers = graph.consumers[index]
-    return graph.summands(consumers[0]) if len(consumers) == 1 and index != graph.output else 1
-
-
-def moments(graph: NetworkGraph, aggregate: Aggregate) -> PathMoments:
-    """The moments of the depths of all paths from the inputs to the output, exactly.
-
-    Args:
-        graph: The network.
-        aggregate: "sum": every path counts 1, as published. "mean": an addition weights
-            its summands by 1/d_in, a concatenation its inputs by their shares of the channels;
-            the weights of all paths add up to 1 (less if an input of a concatenation is 0).
-    """
-    return _moments(graph, aggregate)[graph.output]
-
-
-def _moments(graph: NetworkGraph, aggregate: Aggregate) -> list[PathMoments]:
-    """For each node, the moments of the paths that end there."""
-    found: list[PathMoments] = []
-    for index, node in enumerate(graph.nodes):
-        if node.op == "input":
-            found.append(PathMoments.start())
-        elif not graph.live[index]:
-            found.append(PathMoments.none())
-        elif node.op == "layer":
-            found.append(found[node.inputs[0]].after_layer())
-        else:
-            weights = _weights(graph, index, aggregate)
-            found.append(
-                _total(found[i].weighted(w) for i, w in zip(node.inputs, weights, strict=True))
-            )
-    return found
-
-
-def _total(parts: Iterable[PathMoments]) -> PathMoments:
-    total = PathMoments.none()
-    for part in parts:
-        total += part
-    return total
-
-
-def _weights(graph: NetworkGraph, index: int, aggregate: Aggregate) -> list[Fraction | int]:
-    """The weight that a merge gives to the paths of each of its inputs."""
-    check_choice("aggregate", aggregate, ("sum", "mean"))
-    node = graph.nodes[index]
-    if aggregate == "sum" or node.op == "layer":
-        return [1] * len(node.inputs)
-    if node.op == "concat":
-        channels = sum(node.shares)
-        return [Fraction(share, channels) for share in node.shares]
-    number = graph.summands(index) if node.op == "add" else len(node.inputs)
-    return [Fraction(1, number)] * len(node.inputs)
-
-
-def visits(graph: NetworkGraph, aggregate: Aggregate) -> dict[int, int | Fraction]:
-    """For each layer, the number (or weight) of the paths to the output that go through it.
-
-    Summed over all layers that is the first moment of the depths.
-
-    Args:
-        graph: The network.
-        aggregate: As in `moments`.
-    """
-    before = _moments(graph, aggregate)
-    after: list[int | Fraction] = [0] * len(graph.nodes)
-    after[graph.output] = 1
-    for index in range(graph.output, -1, -1):
-        node = graph.nodes[index]
-        if after[index] and node.inputs and graph.live[index]:
-            for source, weight in zip(node.inputs, _weights(graph, index, aggregate), strict=True):
-                after[source] += after[index] * weight
-    return {i: before[i].count * after[i] for i in graph.layers}
-
-
-def readouts(graph: NetworkGraph) -> tuple[int, ...]:
-    """The layers that end paths: they reach the output, and no other layer comes after them."""
-    reaches = [False] * len(graph.nodes)
-    layers_after = [False] * len(graph.nodes)
-    reaches[graph.output] = True
-    for index in range(graph.output, -1, -1):
-        node = graph.nodes[index]
-        if reaches[index]:
-            for source in node.inputs:
-                reaches[source] = True
-                layers_after[source] |= layers_after[index] or node.op == "layer"
-    return tuple(i for i in graph.layers if reaches[i] and not layers_after[i])
 
 
 def flattened(graph: NetworkGraph) -> NetworkGraph:

@@ -22,9 +22,10 @@ the recursion is ours (the published code lists the paths).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
-__all__ = ["PathMoments"]
+__all__ = ["PathMoments", "short"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,11 @@ class PathMoments:
     def mean_depth(self) -> Fraction:
         """Mean number of weighted layers on a path; 0 where there is no path."""
         return Fraction(self.first) / self.count if self.count else Fraction(0)
+
+
+def short(value: int | Fraction) -> str:
+    """A number of any size in a few characters."""
+    if value == int(value) and value < 10**9:
+        return f"{int(value):,}"
+    fraction = Fraction(value)
+    return f"{Decimal(fraction.numerator) / Decimal(fraction.denominator):.4g}"

@@ -19,7 +19,6 @@ import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -33,12 +32,9 @@ from tune_ext._graph import (
     Layer,
     NetworkGraph,
     Node,
-    in_degree,
-    moments,
-    readouts,
-    visits,
 )
-from tune_ext._moments import PathMoments
+from tune_ext._moments import PathMoments, short
+from tune_ext._paths import AGGREGATES, CONVENTIONS, in_degree, moments, readouts, visits
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 if TYPE_CHECKING:
@@ -86,8 +82,8 @@ class Plan:
 
     Args:
         graph: The network.
-        aggregate: How paths are added up: "sum" or "mean".
-        in_degree: Which addition counts: "target" or "source".
+        aggregate: How paths are added up: "sum", "mean" or "gain".
+        in_degree: Which addition counts: "target", "source" or "stream".
         fan: "in" or "out".
     """
 
@@ -100,8 +96,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not isinstance(self.graph, NetworkGraph):
             raise InvalidTypeError(f"graph must be a NetworkGraph, got {self.graph!r:.80}")
-        check_choice("aggregate", self.aggregate, ("sum", "mean"))
-        check_choice("in_degree", self.in_degree, ("target", "source"))
+        check_choice("aggregate", self.aggregate, AGGREGATES)
+        check_choice("in_degree", self.in_degree, CONVENTIONS)
         check_choice("fan", self.fan, ("in", "out"))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,31 +107,33 @@ class Plan:
     @cached_property
     def moments(self) -> PathMoments:
         """The moments of the depths of all paths, exactly."""
-        return moments(self.graph, self.aggregate)
+        return moments(self.graph, self.aggregate, self.in_degree)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What breaks the theory's assumptions, and what is then known."""
-        return broken_assumptions(self.graph)
+        return broken_assumptions(self.graph, self.in_degree)
 
     @cached_property
     def layers(self) -> tuple[LayerPlan, ...]:
         """One entry for each weight, in the order of the graph."""
-        through, last = visits(self.graph, self.aggregate), set(readouts(self.graph))
+        last = set(readouts(self.graph))
         uses: dict[str, list[int]] = {}
         for index in self.graph.layers:
             uses.setdefault(self.graph.layer(index).name, []).append(index)
-        return tuple(self._layer_plan(same, through, last) for same in uses.values())
+        return tuple(self._layer_plan(same, last) for same in uses.values())
 
-    def _layer_plan(
-        self, same: list[int], through: Mapping[int, int | Fraction], last: set[int]
-    ) -> LayerPlan:
+    @cached_property
+    def _visits(self) -> dict[int, int | Fraction]:
+        return visits(self.graph, self.aggregate, self.in_degree)
+
+    def _layer_plan(self, same: list[int], last: set[int]) -> LayerPlan:
         layer = self.graph.layer(same[0])
         degree = max(in_degree(self.graph, index, self.in_degree) for index in same)
         fan = layer.fan_in if self.fan == "in" else layer.fan_out
         readout = last.issuperset(same)
         std = math.sqrt(2 / degree) / (fan if readout else math.sqrt(fan))
-        weight = Fraction(max(through[index] for index in same))
+        weight = Fraction(max(self._visits[index] for index in same))
         share = float(weight / self.moments.count) if self.moments.count else 0.0
         return LayerPlan(layer, degree, fan, std, readout, share)
 
@@ -151,7 +149,7 @@ class Plan:
         has the published q whatever its read-out is.
         """
         weights: dict[float, Fraction] = {}
-        for index, weight in visits(self.graph, self.aggregate).items():
+        for index, weight in self._visits.items():
             layer = self.graph.layer(index)
             if layer.kind == "conv" and weight:
                 size = _kernel_size(layer)
@@ -291,11 +289,15 @@ class Plan:
     def __str__(self) -> str:
         table = str(Explanation(tuple(map(_row, self.layers)))) if self.layers else "no layers"
         every = moments(self.graph, "sum").count
-        weights = ", each weighted by 1/d_in along it" if self.aggregate == "mean" else ""
+        weights = {
+            "sum": ", each with weight 1",
+            "mean": ", each weighted by 1/summands along it",
+            "gain": ", each weighted by what it passes on",
+        }[self.aggregate]
         lines = [
-            f"paths        {_short(every)}{weights}",
+            f"paths        {short(every)}{weights}",
             f"depth        {float(self.moments.mean_depth):.4g} layers on average",
-            f"sum of L^3   {_short(self.moments.third)}",
+            f"sum of L^3   {short(self.moments.third)}",
             f"kernel size  {self.kernel_size:.4g}",
         ]
         with suppress(InvalidValueError):  # no path, or so many that the rate is 0
@@ -337,14 +339,6 @@ def _row(plan: LayerPlan) -> dict[str, Any]:
         "paths": f"{plan.paths:.3g}",
         "with": "read-out" if plan.readout else ", ".join(filter(None, edge)) or "-",
     }
-
-
-def _short(value: int | Fraction) -> str:
-    """A number of any size in a few characters."""
-    if value == int(value) and value < 10**9:
-        return f"{int(value):,}"
-    fraction = Fraction(value)
-    return f"{Decimal(fraction.numerator) / Decimal(fraction.denominator):.4g}"
 
 
 def _graph_as_dict(graph: NetworkGraph) -> dict[str, Any]:

@@ -71,9 +71,12 @@ def plan(
         example_input: What it is called with: a tensor (batch first) or a tuple of arguments.
             Shapes and types matter, values do not.
         aggregate: How the depths of paths are added up. "sum": every path counts 1, as
-            published. "mean": each is weighted by 1/d_in along it.
+            published. "mean": each is weighted by 1/d_in along it. "gain": by the part of the
+            second moment that it passes on at initialisation.
         in_degree: The d_in of a layer is that of the addition that it enters ("target", as
             in the paper's proof) or leaves ("source", as in its code; for comparison).
+            "stream": of all additions that follow one another, so that features keep their
+            size through residual blocks without normalisation (ours).
         fan: Weights have a variance of C/fan_in ("in") or C/fan_out ("out", for comparison).
 
     Raises:
@@ -89,7 +92,7 @@ def plan(
     0.weight  linear  -       8    1     0.5      1      relu
     2.weight  linear  -       32   1     0.04419  1      read-out
     <BLANKLINE>
-    paths        1, each weighted by 1/d_in along it
+    paths        1, each weighted by 1/summands along it
     depth        2 layers on average
     sum of L^3   8
     kernel size  1
