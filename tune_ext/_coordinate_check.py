@@ -78,7 +78,8 @@ def coordinate_check(
         seed: Of initial weights and of whatever else is random in a model.
         tolerance: A slope within ±tolerance counts as staying.
         layers: From a module's name and the module to whether its output is measured. None takes
-            every module without children. The model's own output is always measured.
+            every module without children but what only passes on. The model's own output is always
+            measured.
 
     Returns:
         Sizes, slopes and what they say: `print` it, or call its `table` and `plot`.
@@ -106,7 +107,7 @@ def coordinate_check(
     check_positive("tolerance", tolerance, below=math.inf)
     rate = None if lr is None else check_positive("lr", lr, below=math.inf)
     drawn = _draw(batches, steps)
-    chosen = layers or (lambda _name, module: not any(True for _ in module.children()))
+    chosen = layers or _is_layer
     found: list[Coordinate] = []
     with _random_state_kept():
         for size, number in zip(sizes, numbers, strict=True):
@@ -118,6 +119,11 @@ def coordinate_check(
                 for step, name, values in _train(model, optimizer, drawn, steps, loss_fn, chosen):
                     found.append(Coordinate(number, repeat, step, name, *values))
     return CoordinateCheck(tuple(found), tolerance)
+
+
+def _is_layer(_name: str, module: nn.Module) -> bool:
+    passes_on = isinstance(module, nn.Identity | nn.Flatten | nn.Unflatten | _DropoutNd)
+    return not passes_on and not any(True for _ in module.children())
 
 
 def _check_sizes(sizes: Sequence[float]) -> list[float]:

@@ -249,7 +249,11 @@ class CoordinateCheck:
                     values = [v if 0 < v < math.inf else math.nan for v in values]
                     ax.plot(self.sizes, values, ".-", color=colour, lw=1.2, label=layer)
                 ax.set(xscale="log", yscale="log")
-            axes[row][0].set_ylabel("RMS of the change" if change else "RMS of the output")
+                ax.set_xticks(self.sizes, [f"{size:g}" for size in self.sizes])
+                ax.minorticks_off()
+            first = axes[row][int(change)]
+            first.set_ylabel("RMS of the change" if change else "RMS of the output")
+            first.tick_params(labelleft=True)
         for ax, step in zip(axes[0], shown, strict=True):
             ax.set_title(f"step {step}", fontsize=9)
         axes[1][0].set_axis_off()  # nothing has changed at the start
