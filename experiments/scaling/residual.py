@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,6 @@ from _ensemble import Records, best_rate, curve, finite, images, spread
 from torch import Tensor, nn
 
 from tune_ext import scaling
-from tune_ext._moments import PathMoments
 from tune_ext._random import derive_seed
 
 RESULTS = Path(__file__).parent / "results" / "residual.jsonl"
@@ -40,8 +38,8 @@ class Variant:
     Attributes:
         init: What the variance C/fan of the two layers of a branch has for C. "target": 2 and 1,
             2 over the in-degree of the node that the edge enters (the rule). "source": 1 and 2,
-            of the node that it leaves. "he": 2 and 2. "blocks": 2 and 2 over the number of
-            blocks.
+            of the node that it leaves. "stream": 2 and 2 over the number of blocks and 1, as all
+            blocks add to one sum. These are the `in_degree` of `tune_ext.scaling.plan`.
         form: "post": a layer is Linear (norm) ReLU, as in the published networks. "pre":
             (norm) ReLU Linear, so that what is added has both signs. "resnet": the second layer's
             ReLU comes after the addition.
@@ -69,8 +67,8 @@ VARIANTS = {
     "pre, batch norm": Variant(form="pre", norm=True, low=-7, high=6),
     "resnet, target": Variant(form="resnet", low=-24, high=3),
     "resnet, batch norm": Variant(form="resnet", norm=True, low=-9, high=6),
-    "blocks": Variant(init="blocks", low=-12, high=4),
-    "pre, blocks": Variant(form="pre", init="blocks", low=-12, high=4),
+    "stream": Variant(init="stream", low=-12, high=4),
+    "pre, stream": Variant(form="pre", init="stream", low=-12, high=4),
     "conv, resnet, target": Variant(form="resnet", conv=True, width=8, low=-20, high=2),
     "conv, resnet, batch norm": Variant(
         form="resnet", conv=True, width=8, norm=True, low=-9, high=5
@@ -124,7 +122,7 @@ class ResidualStack(nn.Module):
         """Draw the weights as the variant says; biases 0, the read-out mean field, 2/fan²."""
         rng = torch.Generator().manual_seed(seed)
         blocks = len(self.blocks)
-        branch = {"target": (2, 1), "source": (1, 2), "he": (2, 2), "blocks": (2, 2 / blocks)}
+        branch = {"target": (2, 1), "source": (1, 2), "stream": (2, 2 / (blocks + 1))}
         for name, module in self.named_modules():
             if not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
@@ -187,29 +185,32 @@ def run(names: list[str], seeds: int) -> None:
         print(cell, f"{seconds} s", flush=True)
 
 
-def factors(depth: int, variant: Variant) -> dict[str, float]:
-    """What each aggregate makes of the best rate of another network, up to a constant.
+AGGREGATES: tuple[Literal["sum", "mean", "gain"], ...] = ("sum", "mean", "gain")
 
-    "sum" and "mean" are those of `tune_ext.scaling`. "gain" is for comparison: each path is
-    weighted by how much of the second moment it passes on at the start, which is 1/d_in for a
-    layer, as in "mean", and 1 for an identity.
-    """
+
+def factors(depth: int, variant: Variant) -> dict[str, float]:
+    """What each aggregate makes of the best rate of another network, up to a constant."""
     model = ResidualStack(depth, variant)
-    x = torch.zeros(2, 1, 14, 14)
+    options: dict[str, Any] = {"in_degree": variant.init}
+    found = {"none": 1.0}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", scaling.ScalingWarning)
-        kinds: tuple[Literal["sum", "mean"], ...] = ("sum", "mean")
-        found = {kind: scaling.plan(model, x, aggregate=kind).factor() for kind in kinds}
-    moments = PathMoments.start().after_layer()
-    for _ in range(depth):
-        moments += moments.after_layer().after_layer().weighted(Fraction(1, 2))
-    return {"none": 1.0, **found, "gain": float(moments.after_layer().third) ** -0.5}
+        for kind in AGGREGATES:
+            plan = scaling.plan(model, torch.zeros(2, 1, 14, 14), aggregate=kind, **options)
+            found[kind] = plan.factor()
+    model.initialize_(0)
+    for layer in plan.layers:  # what was trained is what a plan would have drawn
+        std = float(model.get_parameter(layer.layer.name).std())
+        assert abs(std / layer.std - 1) < 0.2, (layer, std)
+    return found
 
 
 def report(key: str) -> None:
     """Print the best rates, and their spread over depths with and without each aggregate."""
     rows = [row for row in Records(RESULTS).rows if row["grid"] == "fine"]
-    print("| network |", *(f"{d} blocks |" for d in DEPTHS), "unscaled | sum | mean | gain |")
+    print(
+        "| network |", *(f"{d} blocks |" for d in DEPTHS), "unscaled |", " | ".join(AGGREGATES), "|"
+    )
     print("|---|" + "---|" * (len(DEPTHS) + 4))
     for name, variant in VARIANTS.items():
         best, cells = {}, []
@@ -224,7 +225,7 @@ def report(key: str) -> None:
             scaled = {d: factors(d, variant) for d in DEPTHS}
             spreads = [
                 spread([best[d] / scaled[d][kind] for d in DEPTHS])
-                for kind in ("none", "sum", "mean", "gain")
+                for kind in ("none", *AGGREGATES)
             ]
             print("|", name, "|", *cells, *(f"{r:.3g} ({s:.2g}) |" for r, s in spreads))
 
