@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray import tune
+from ray.tune.search.sample import Domain
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "learning-rate.md"
+GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,6 +46,42 @@ class Trainer:
         Trainer.last = self
 
 
+class Tuner:
+    """What Ray does with a searcher and a function, one trial after another in this process."""
+
+    def __init__(self, trainable, param_space, tune_config):
+        self.trainable, self.space, self.config = trainable, param_space, tune_config
+        self.results = []
+
+    def fit(self):
+        search = self.config.search_alg
+        assert search.set_search_properties(None, None, self.space)
+        constants = {k: v for k, v in self.space.items() if not isinstance(v, Domain)}
+        for number in range(self.config.num_samples):
+            config = {**constants, **search.suggest(f"trial{number}")}
+            with pytest.MonkeyPatch.context() as patch:
+                reports = []
+                patch.setattr(tune, "report", reports.append)
+                self.trainable(config)
+            result = {**reports[-1], "training_iteration": len(reports), "config": config}
+            search.on_trial_complete(f"trial{number}", result)
+            self.results.append(types.SimpleNamespace(config=config, metrics=result))
+        return self
+
+    def get_best_result(self, metric, mode):
+        assert mode == "min"
+        return min(self.results, key=lambda result: result.metrics[metric])
+
+
+def run_blocks(guide, names):
+    """Run the Python of a guide in one namespace; return how many blocks it has."""
+    path = GUIDES / guide
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), names)
+    return len(blocks)
+
+
 def test_the_learning_rate_guide_runs(tmp_path, monkeypatch):
     lightning = types.ModuleType("lightning")
     lightning.LightningModule, lightning.Trainer = LightningModule, Trainer
@@ -62,11 +100,32 @@ def test_the_learning_rate_guide_runs(tmp_path, monkeypatch):
         "epochs": 3,
         "device": "cpu",
     }
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 8
-    for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), names)
+    assert run_blocks("learning-rate.md", names) == 8
     assert (tmp_path / "ladder.png").stat().st_size > 10_000
     assert names["scheduler"].last_epoch == 4
     assert Trainer.last.scheduler.last_epoch == 3 * 16
     assert Trainer.last.scheduler.get_last_lr()[0] <= names["search"].lr
+
+
+def test_the_architecture_scaling_guide_runs(monkeypatch, capsys):
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    torch.manual_seed(0)
+    x = torch.randn(256, 64)
+    y = (x @ torch.randn(64, 10)).argmax(1)
+    names = {
+        "loader": DataLoader(TensorDataset(x, y), 32, shuffle=True),
+        "loss_fn": functional.cross_entropy,
+        "epochs": 1,
+    }
+    assert run_blocks("architecture-scaling.md", names) == 4
+    best, longer, plan = names["best"], names["longer"], names["search"].plan
+    assert 0 < names["base_lr"] < 10
+    (group,) = names["optimizer"].param_groups
+    factor = names["large_plan"].factor(names["small_plan"])
+    assert group["lr"] == pytest.approx(names["base_lr"] * factor)
+    assert 1e-2 <= best["tune_ext"]["base_lr"] <= 10
+    assert longer["lr"] == pytest.approx(
+        best["tune_ext"]["base_lr"] * plan(longer).factor(names["small_plan"])
+    )
+    assert longer["lr"] < best["lr"]
+    assert " times " in capsys.readouterr().out
