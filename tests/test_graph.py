@@ -29,10 +29,8 @@ WEIGHTS = [
 ]
 
 
-def layer(*inputs: int, kernel: tuple[int, ...] = (), width: int = 8) -> Node:
-    shape = (width, width, *kernel)
-    kind = "conv" if kernel else "linear"
-    return Node("layer", inputs, Layer("w", kind, kernel, width, width, 1, shape))
+def layer(*inputs: int, name: str = "w") -> Node:
+    return Node("layer", inputs, Layer(name, "linear", (), 8, 8, 1, (8, 8)))
 
 
 def graph(*nodes: Node, output: int | None = None) -> NetworkGraph:

@@ -53,17 +53,23 @@ def test_the_published_rule_for_several_paths() -> None:
 
 @pytest.mark.parametrize("kernel", [(3,), (3, 3), (3, 3, 3)])
 def test_kernel_size_of_a_uniform_network_is_exact(kernel: tuple[int, ...]) -> None:
-    network = graph(INPUT, conv(0, *kernel), conv(1, *kernel), Node("add", (1, 2)), layer(3))
+    layers = (conv(0, *kernel), conv(1, *kernel), Node("add", (1, 2)), layer(3, name="end"))
+    network = graph(INPUT, *layers)
     assert quiet(network).kernel_size == 3.0
 
 
 def test_kernel_size_of_mixed_networks() -> None:
     assert quiet(graph(INPUT, layer(0))).kernel_size == 1.0
-    assert quiet(graph(INPUT, conv(0, 1, 9), layer(1))).kernel_size == 3.0
-    chain = graph(INPUT, conv(0, 1, 1), conv(1, 7, 7), layer(2))
-    assert quiet(chain).kernel_size == pytest.approx(5.0)  # root mean square of 1 and 7
+    assert quiet(graph(INPUT, conv(0, 3, 3, name="only"))).kernel_size == 3.0
+    assert quiet(graph(INPUT, conv(0, 1, 9), layer(1, name="end"))).kernel_size == 3.0
+    # Root mean square of 1 and 7, and of 7 and a hidden linear layer.
+    chain = graph(INPUT, conv(0, 1, 1), conv(1, 7, 7), layer(2, name="end"))
+    assert quiet(chain).kernel_size == pytest.approx(5.0)
+    hidden = graph(INPUT, conv(0, 7, 7), layer(1), layer(2, name="end"))
+    assert quiet(hidden).kernel_size == pytest.approx(5.0)
     # A branch of a sum of two has half the weight: (1·7² + ½·1²)/1.5.
-    branch = graph(INPUT, conv(0, 7, 7), conv(1, 1, 1), Node("add", (1, 2)), layer(3))
+    sum_of_two = Node("add", (1, 2))
+    branch = graph(INPUT, conv(0, 7, 7), conv(1, 1, 1), sum_of_two, layer(3, name="end"))
     assert quiet(branch, aggregate="mean").kernel_size == pytest.approx(math.sqrt(49.5 / 1.5))
     # Both paths count 1: 7² twice, 1² once.
     assert quiet(branch, aggregate="sum").kernel_size == pytest.approx(math.sqrt(99 / 3))
@@ -404,7 +410,7 @@ def test_warnings_name_what_the_theory_leaves_out() -> None:
     assert noted.startswith("normalisation: LayerNorm. The theory")
     assert noted.count("normalisation:") == 1
     product = Node("product", (1, 2))
-    assert "products: 1 of features" in said(INPUT, edge(0), edge(1), product, edge(3))
+    assert "products: 1 of features, which" in said(INPUT, edge(0), edge(1), product, edge(3))
     assert "widths: hidden layers have 4 to 8" in said(INPUT, edge(0, 4), edge(1), edge(2))
     assert "widths" not in said(INPUT, edge(0), edge(1, 3))  # the read-out's differs anyway
     assert ".92, .68 and .95" in said(INPUT, edge(0, activation="gelu"), edge(1))
@@ -416,6 +422,30 @@ def test_warnings_name_what_the_theory_leaves_out() -> None:
     block = [edge(1), edge(2), Node("add", (1, 3))]
     assert "identities" not in said(INPUT, edge(0), *block, edge(4))
     assert said(INPUT, edge(0), edge(1, activation="log_softmax")) == ""  # of the read-out
+
+
+class Attention(nn.Module):
+    """Cross attention: one parameter holds the weights of three layers; and a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.bare = nn.Parameter(torch.zeros(16, 4))
+
+    def forward(self, x, y):
+        return self.attention(x, y, y, need_weights=False)[0].relu() @ self.bare
+
+
+def test_weights_that_are_part_of_a_parameter_or_transposed() -> None:
+    model = Attention()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalingWarning)
+        plan = scaling.plan(model, (torch.zeros(2, 5, 16), torch.zeros(2, 7, 16)))
+        report = plan.initialize_(model, 0)
+    assert any(s.startswith("products: scaled_dot_product_attention") for s in plan.warnings)
+    assert report.weights == ("attention.in_proj_weight", "attention.out_proj.weight", "bare")
+    drawn = [(one.std, model.get_parameter(one.layer.name).std().item()) for one in plan.layers]
+    assert all(found == pytest.approx(std, rel=0.2) for std, found in drawn)  # 64 values: .088
 
 
 def test_growth_of_a_residual_stack_is_foreseen() -> None:

@@ -66,10 +66,10 @@ def _products(graph: NetworkGraph) -> str | None:
     noted = _noted(graph, "product: ", "attention: ")
     if not count and not noted:
         return None
-    found = ", ".join(noted or [f"{count} of features (attention, gates)"])
+    found = ", ".join(noted or [f"{count} of features, which the theory leaves out"])
     return (
-        f"products: {found}. The theory leaves them out: paths are counted through each factor; "
-        "nothing is published about such networks"
+        f"products: {found}. Paths are counted through each factor; nothing is published about "
+        "such networks"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,11 @@ class _Slot:
             return frozenset(map(id, steps.parameters()))
         return frozenset([id(self.module._parameters[self.attribute])])
 
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise unless it can be set to values of this shape."""
+    def check(self, shape: tuple[int, ...], part: bool = False) -> None:
+        """Raise unless it can be set to values of this shape.
+
+        A weight may be used transposed; if `part`, the layer uses some of its rows.
+        """
         value = getattr(self.module, self.attribute)
         if is_lazy(value):
             raise InvalidValueError(
@@ -74,7 +77,8 @@ class _Slot:
             raise InvalidValueError(f"{self.name} is sharded: initialise the model before that")
         if not value.is_floating_point():
             raise InvalidTypeError(f"{self.name} must be of real numbers, is {value.dtype}")
-        if tuple(value.shape) != shape:
+        same_rows = part and tuple(value.shape[1:]) == shape[1:]
+        if sorted(value.shape) != sorted(shape) and not same_rows:
             raise InvalidValueError(
                 f"{self.name} has shape {tuple(value.shape)}, the plan says {shape}: it is of "
                 "another architecture"
@@ -90,9 +94,19 @@ class _Slot:
 
 
 def initialize(
-    layers: Sequence[LayerPlan], model: nn.Module, generator: torch.Generator | int
+    layers: Sequence[LayerPlan],
+    model: nn.Module,
+    generator: torch.Generator | int,
+    parts: Set[str] = frozenset(),
 ) -> Initialization:
-    """What `Plan.initialize_` does."""
+    """What `Plan.initialize_` does.
+
+    Args:
+        layers: What to draw.
+        model: Whose weights.
+        generator: A generator or a seed.
+        parts: Weights of which a layer uses some rows; all of them are drawn alike.
+    """
     source = _generator(generator)
     modules = _modules(model)
     weights = {plan.layer.name: _slot(modules, plan.layer.name) for plan in layers}
@@ -100,7 +114,7 @@ def initialize(
     stds: dict[frozenset[int], float] = {}
     for plan in layers:
         slot = weights[plan.layer.name]
-        slot.check(plan.layer.shape)
+        slot.check(plan.layer.shape, plan.layer.name in parts)
         stds[slot.parameters] = min(plan.std, stds.get(slot.parameters, plan.std))
     for bias in biases:
         bias.check(tuple(getattr(bias.module, bias.attribute).shape))

@@ -139,19 +139,20 @@ class Plan:
 
     @cached_property
     def kernel_size(self) -> float:
-        """The q of the network: 1 without convolutions, their kernel size if they have one.
+        """The q of the network: 1 for linear layers, the kernel size if all kernels have one.
 
-        A kernel's size is the geometric mean of its sides. Where convolutions differ it is the
-        root of the mean square over all (path, convolution on it), with the weights of the
-        paths. That is ours: the published rule is for one size. It sets η²q²·Σ_p L_p³, a mean
-        squared change of the features, to a constant; a layer's part of it grows with the
-        positions of its own kernel. Linear layers take no part, so that a uniform network
-        has the published q whatever its read-out is.
+        A kernel's size is the geometric mean of its sides, a linear layer's 1. Where they differ, q
+        is the root of their mean square over all (path, layer on it), with the weights of the
+        paths, read-outs left out. That is ours; the published rule is for one size and a linear
+        read-out. It keeps η²q²·Σ_p L_p³ constant, a mean squared change of the features, and
+        a layer's part of that grows with the positions of its own kernel.
         """
+        ends = {one.layer.name for one in self.layers if one.readout}
+        names = {one.layer.name for one in self.layers}
         weights: dict[float, Fraction] = {}
         for index, weight in self._visits.items():
             layer = self.graph.layer(index)
-            if layer.kind == "conv" and weight:
+            if weight and (layer.name not in ends or ends == names):
                 size = _kernel_size(layer)
                 weights[size] = weights.get(size, Fraction(0)) + weight
         if len(weights) < 2:
@@ -222,7 +223,9 @@ class Plan:
         """
         from tune_ext._initialize import initialize
 
-        return initialize(self.layers, model, generator)
+        noted = [n for n in self.graph.notes if n.startswith("part of a parameter: ")]
+        parts = {one.layer.name for one in self.layers if any(one.layer.name in n for n in noted)}
+        return initialize(self.layers, model, generator, parts)
 
     def param_groups(
         self,
@@ -241,9 +244,9 @@ class Plan:
             base: As in `factor`.
             weight_decay: For weights; biases, normalisation and whatever else has fewer than two
                 dimensions then get 0. None: groups say nothing about it.
-            per_kernel: Whether each convolution has the rate of its own kernel, η·q/q_layer,
-                instead of one for all. Other layers keep η. (Ours; no difference where all
-                kernels have one size.)
+            per_kernel: Whether each layer has the rate of its own kernel, η·q/q_layer, instead
+                of one for all. Read-outs and what belongs to no layer keep η. (Ours; no
+                difference where all kernels have one size.)
 
         Raises:
             InvalidValueError: As in `factor`; or there is no model to take parameters from.
@@ -256,8 +259,8 @@ class Plan:
             raise InvalidValueError(
                 "the plan was not made from a module that is still there: pass model=…"
             )
-        convolutions = [p.layer for p in self.layers if p.layer.kind == "conv"]
-        scales = {c.name: self.kernel_size / _kernel_size(c) for c in convolutions}
+        hidden = [one.layer for one in self.layers if not one.readout]
+        scales = {layer.name: self.kernel_size / _kernel_size(layer) for layer in hidden}
         rate = self.learning_rate(base_lr, base)
         return param_groups(model, rate, scales if per_kernel else {}, weight_decay)
 
@@ -320,9 +323,9 @@ def _of_base(base: object, plan: Plan) -> tuple[PathMoments, float]:
 
 
 def _kernel_size(layer: Layer) -> float:
-    """Geometric mean of the sides of a kernel."""
-    if len(set(layer.kernel)) == 1:
-        return float(layer.kernel[0])
+    """Geometric mean of the sides of a kernel; 1 for a linear layer."""
+    if len(set(layer.kernel)) < 2:
+        return float(next(iter(layer.kernel), 1))
     return float(math.prod(layer.kernel) ** (1 / len(layer.kernel)))
 
 
