@@ -151,6 +151,26 @@ def test_dag_strings(dag: str) -> None:
     assert readouts(network) == (network.output,)
 
 
+@pytest.mark.parametrize(
+    ("dag", "depths"),
+    [
+        ("2_02_002", [3]),
+        ("2_12_112", [0, 1, 1, 3]),
+        ("1_12_021_1120", [0, 0, 1, 2]),
+        ("2_11_222_0211", [0, 1, 1, 1, 2, 2, 2]),
+        ("0_12_022_1121", [0, 1, 1]),
+    ],
+)
+def test_depths_of_the_published_code(dag: str, depths: list[int]) -> None:
+    """What its `dag_depths` (VITA-Group/principled_scaling_lr_init) gives for these strings.
+
+    It counts the edges between nodes; stem and read-out are two layers more. (It adds three,
+    and so does not give the network of its base, "2", the rate of the base.)
+    """
+    result = moments(from_dag(dag), "sum")
+    assert result == PathMoments(*(sum((d + 2) ** k for d in depths) for k in range(4)))
+
+
 def test_a_dag_by_hand() -> None:
     network = from_dag("2_12_002", inputs=5, width=7, classes=3, kernel_size=3)
     # Node 1 is a layer, node 2 node 0 + a layer of node 1, node 3 a layer: depths 3 and 5.

@@ -88,8 +88,8 @@ def test_standard_deviations() -> None:
     published = plan_of_dag(
         "2_12", inputs=50, width=32, classes=4, kernel_size=3, fan="out", in_degree="source"
     )
-    # The sum of two is left by the read-out, so that d_in is its.
-    expected = [2 / (32 * 9), 2 / (32 * 9), 2 / (32 * 9), 1 / 4**2]
+    # Nothing but the read-out leaves the sum of two, and that has d_in 1 in the published code.
+    expected = [2 / (32 * 9), 2 / (32 * 9), 2 / (32 * 9), 2 / 4**2]
     assert [one.std**2 for one in published.layers] == pytest.approx(expected)
 
 

@@ -129,9 +129,11 @@ class Plan:
 
     def _layer_plan(self, same: list[int], last: set[int]) -> LayerPlan:
         layer = self.graph.layer(same[0])
-        degree = max(in_degree(self.graph, index, self.in_degree) for index in same)
         fan = layer.fan_in if self.fan == "in" else layer.fan_out
         readout = last.issuperset(same)
+        degree = max(in_degree(self.graph, index, self.in_degree) for index in same)
+        if readout and self.in_degree == "source":
+            degree = 1  # as in the published code, whatever is added up before
         std = math.sqrt(2 / degree) / (fan if readout else math.sqrt(fan))
         weight = Fraction(max(self._visits[index] for index in same))
         share = float(weight / self.moments.count) if self.moments.count else 0.0
