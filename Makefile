@@ -37,8 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 compare: $(STAMP) ## the head-to-head on handwritten digits, 3 seeds (about 5 minutes)
 	$(BIN)/tune-ext compare $(STUDY) --out $(OUT) $(ARGS)
 
+# Two processes share the files out; ARGS='-n 0 -k word' runs some tests in one.
 test: $(STAMP) ## the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,6 +20,16 @@ ATTEMPTS = 3
 """How often Ray is started: on a busy machine its own time limit may pass."""
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files with tests that wait for Ray or are slow go first where several processes share
+    the files out: what comes last is short, and no process waits long for another.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    long = {i.path for i in items if "cluster" in i.fixturenames or i.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Torch on one thread, as a trial runs; as many as before afterwards."""

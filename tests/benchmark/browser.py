@@ -36,7 +36,7 @@ class Browser:
         self.number, self.session = 0, None
         self.events, self._rest = [], b""
 
-    def call(self, method, patience=60.0, **params):
+    def call(self, method, patience=200.0, **params):
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         if self.session:
@@ -88,7 +88,7 @@ class Browser:
             raise RuntimeError(found["exceptionDetails"])
         return found["result"].get("value")
 
-    def wait(self, expression, patience=60.0):
+    def wait(self, expression, patience=200.0):
         end = time.monotonic() + patience
         while not self.value(expression):
             if time.monotonic() > end:

@@ -42,7 +42,7 @@ def make_record(method="random", seed=0, test_errors=(0.1, 0.3), **changes):
     return CellRecord(**{**values, **changes})
 
 
-def is_gone(pid, patience=60.0):
+def is_gone(pid, patience=200.0):
     """Whether a process ends (or is but a zombie) within so many seconds."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:

@@ -150,7 +150,7 @@ def hanging(study_file, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not descendants(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     yield process, scratch
@@ -162,7 +162,7 @@ def test_stopping_it_leaves_nothing_behind_and_says_how_to_go_on(hanging):
     process, scratch = hanging
     workers = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=100)
+    _, error = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "goes on where this one stopped" in error
     assert list(scratch.iterdir()) == []

@@ -180,7 +180,6 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(cluster: str, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_killed_driver_gives_the_same_answer(tmp_path: Path) -> None:
     drive(tmp_path, "exptest", more=8)
     before, known = len(notes(tmp_path)), finished(tmp_path)

@@ -82,17 +82,16 @@ def test_without_a_checkpoint_the_final_trial_starts_over(run: Any, tmp_path: Pa
 
 def test_two_probes_run_at_the_same_time(run: Any) -> None:
     search = AutoHyperSearch(probe_epochs=3, max_probes=3, final_trials=0)
-    analysis = run(
-        trainables.meets_another, search_alg=search, scheduler=ends(), reuse_actors=False
-    )
+    analysis = run(trainables.meets_another, search_alg=search, scheduler=ends())
     assert [t.last_result["met"] for t in analysis.trials] == [True] * 3
 
 
 def overlaps(entries: Sequence[dict[str, Any]]) -> int:
-    spans = {}
-    for n in entries:
-        first, _ = spans.get(n["trial"], (n["time"], None))
-        spans[n["trial"]] = (first, n["time"])
+    """How many trials were under way at once; the order of the notes is that of time."""
+    spans: dict[str, tuple[int, int]] = {}
+    for line, n in enumerate(entries):
+        first, _ = spans.get(n["trial"], (line, line))
+        spans[n["trial"]] = (first, line)
     return max(sum(a <= t <= b for a, b in spans.values()) for t, _ in spans.values())
 
 
