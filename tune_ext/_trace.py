@@ -104,7 +104,7 @@ def _export(
     first: Exception | None = None
     reason = ""
     for substitute, training in ((to_meta, True), (_fake(), True), (to_meta, False)):
-        clone = weightless(model, substitute, training)
+        clone = weightless(model, substitute, training=training, bare=first is None)
         try:
             program = _export_once(clone, substitute, args, kwargs)
         except Exception as error:
@@ -121,8 +121,12 @@ def _export(
 def _export_once(
     clone: Clone, substitute: Substitute, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ExportedProgram:
-    device = "meta" if substitute is to_meta else "cpu"
-    with _untouched(), torch.device(device):
+    device = torch.get_default_device()  # what forward makes without naming a device is there
+    if substitute is to_meta:
+        device = torch.device("meta")
+    elif device.type == "meta":
+        device = torch.device("cpu")
+    with _untouched(), device:
         return torch.export.export(
             clone.module,
             substitute_inputs(args, substitute),
@@ -204,7 +208,8 @@ def _inputs(program: ExportedProgram, clone: Clone, builder: Builder) -> dict[st
         name, target = spec.arg.name, spec.target
         if spec.kind is InputKind.PARAMETER and target is not None:
             path = clone.names.get(id(parameters[target]), clone.prefix + target)
-            values[name] = Constant(parameter=path, parameters=frozenset([path]))
+            shape = tuple(parameters[target].shape)
+            values[name] = Constant(path, shape, parameters=frozenset([path]))
         elif spec.kind is InputKind.USER_INPUT and used.get(name):
             values[name] = builder.input(name)
         else:

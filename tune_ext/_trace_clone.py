@@ -50,17 +50,19 @@ def to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
-def weightless(model: nn.Module, substitute: Substitute, training: bool) -> Clone:
+def weightless(model: nn.Module, substitute: Substitute, *, training: bool, bare: bool) -> Clone:
     """Copy a module with a stand-in for each of its tensors.
 
     Normalisations that only mark their input need neither statistics nor more than one example,
-    and are traced in less than half the time. Hooks are left out, except torch's own (weight
-    norm, pruning): they may keep what they see.
+    and a network with many is traced in half the time. Hooks are left out, except torch's own
+    (weight norm, pruning): they may keep what they see.
 
     Args:
         model: Any module; it is not changed.
         substitute: Makes the stand-in of a tensor.
         training: Whether the copy is in training mode.
+        bare: Whether normalisations that only mark their input lose their parameters, too. Few
+            modules look at these; leaving them out saves another third of the time.
 
     Raises:
         InvalidValueError: A parameter is lazy: nobody knows its shape.
@@ -74,8 +76,11 @@ def weightless(model: nn.Module, substitute: Substitute, training: bool) -> Clon
             names[id(memo[id(parameter)])] = name
     clone = _deep_copy(inner, memo)
     clone.train(training)
-    norms = frozenset(name for name, module in clone.named_modules() if _mark(module))
-    return Clone(clone, names, norms, dropped, prefix)
+    norms = [(name, module) for name, module in clone.named_modules() if _mark(module)]
+    for _, module in norms if bare else ():
+        module._parameters.update(dict.fromkeys(module._parameters))
+        module._buffers.update(dict.fromkeys(module._buffers))
+    return Clone(clone, names, frozenset(name for name, _ in norms), dropped, prefix)
 
 
 def substitute_inputs(value: Any, substitute: Substitute) -> Any:

@@ -27,7 +27,7 @@ def _weighted(site: Site) -> Value:
         return replace(x, plain=False)
     shape = shape_of(site.node.args[1])
     made = layer_weight(site.name, _name_of_weight(site, weight), shape, site.given)
-    return site.builder.layer(x, replace(made, part=not weight.whole))
+    return site.builder.layer(x, _of_parameter(made, weight))
 
 
 def _matrix(site: Site) -> Value:
@@ -62,7 +62,12 @@ def _applied(site: Site, wire: Wire, side: int, weight: Constant, factors: list[
         made = einsum_weight(name, str(site.given["equation"]), side, shape)
     else:
         made = matrix_weight(name, side, shape)
-    return site.builder.layer(wire, replace(made, part=not weight.whole))
+    return site.builder.layer(wire, _of_parameter(made, weight))
+
+
+def _of_parameter(weight: Weight, source: Constant) -> Weight:
+    """The weight, with the shape that its parameter is stored in."""
+    return replace(weight, shape=source.shape or weight.shape, part=not source.whole)
 
 
 _PLUS = ("addmm", "addmv", "addbmm", "baddbmm")

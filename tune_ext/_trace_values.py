@@ -20,12 +20,14 @@ class Constant:
 
     Args:
         parameter: The parameter that it is, if it is one, perhaps in another shape.
+        shape: The shape of that parameter.
         whole: Whether it is all of that parameter.
         parameters: All parameters that it is computed from.
         zero: Whether it is known to be 0.
     """
 
     parameter: str | None = None
+    shape: tuple[int, ...] = ()
     whole: bool = True
     parameters: frozenset[str] = frozenset()
     zero: bool = False
@@ -69,7 +71,7 @@ Value: TypeAlias = Constant | Wire | Stack | tuple["Value", ...]
 class Weight:
     """A weight that is applied to a branch; the fields are those of `tune_ext._graph.Layer`.
 
-    Those aside: `part`, whether it is a slice of a larger parameter.
+    `shape` is that of the whole parameter, and `part` says whether the weight is a slice of it.
     """
 
     name: str
