@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -261,6 +262,27 @@ def test_an_output_that_is_used_on_is_a_feature() -> None:
 def test_graphs_that_cannot_be(nodes: tuple[Node, ...], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         NetworkGraph(nodes, len(nodes) - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "else"}, "kind of 'w' must be one of 'linear', 'conv'"),
+        ({"fan_in": 0}, "fan_in of 'w' must be at least 1, got 0"),
+        ({"kernel": (3, 3)}, r"a linear layer has none, got \(3, 3\) for 'linear'"),
+        ({"kind": "conv"}, "a convolution has one"),
+        ({"kind": "conv", "kernel": (0,)}, "kernel of 'w' must be at least 1"),
+    ],
+)
+def test_layers_that_cannot_be(change: dict, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        replace(layer(0).layer, **change)
+
+
+def test_a_layer_by_the_shape_of_its_weight() -> None:
+    grouped = Layer.of("w", (32, 4, 3, 5), groups=2, bias="b")
+    assert (grouped.kind, grouped.kernel, grouped.bias) == ("conv", (3, 5), "b")
+    assert (grouped.fan_in, grouped.fan_out) == (4 * 15, 16 * 15)
 
 
 def test_unknown_words() -> None:

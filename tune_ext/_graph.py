@@ -50,6 +50,9 @@ class Layer:
         activation: What follows before the next layer or merge, or precedes the layer in
             pre-activation blocks: "relu", "gelu", …
         normalized: Whether a normalisation stands on the same edge.
+
+    Raises:
+        InvalidValueError: A size is below 1, or the kernel does not fit the kind.
     """
 
     name: str
@@ -62,6 +65,49 @@ class Layer:
     bias: str | None = None
     activation: str | None = None
     normalized: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice(f"kind of {self.name!r}", self.kind, ("linear", "conv"))
+        for what in ("fan_in", "fan_out", "groups"):
+            check_count(f"{what} of {self.name!r}", getattr(self, what))
+        for side in self.kernel:
+            check_count(f"kernel of {self.name!r}", side)
+        if bool(self.kernel) != (self.kind == "conv"):
+            raise InvalidValueError(
+                f"kernel of {self.name!r}: a convolution has one and a linear layer has none, "
+                f"got {self.kernel} for {self.kind!r}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        shape: Sequence[int],
+        *,
+        groups: int = 1,
+        bias: str | None = None,
+        activation: str | None = None,
+        normalized: bool = False,
+    ) -> Layer:
+        """The layer with a weight of this shape: (out, in / groups, *kernel).
+
+        >>> Layer.of("conv.weight", (32, 16, 3, 3)).fan_in
+        144
+        """
+        outputs, inputs, *kernel = (check_count(f"shape of {name!r}", side) for side in shape)
+        positions = math.prod(kernel)
+        return cls(
+            name=name,
+            kind="conv" if kernel else "linear",
+            kernel=tuple(kernel),
+            fan_in=inputs * positions,
+            fan_out=outputs // groups * positions,
+            groups=groups,
+            shape=(outputs, inputs, *kernel),
+            bias=bias,
+            activation=activation,
+            normalized=normalized,
+        )
 
 
 @dataclass(frozen=True)
@@ -259,7 +305,13 @@ def from_dag(
 
     def layer(source: int, name: str, before: int) -> int:
         kernel = () if kernel_size is None else (kernel_size, kernel_size)
-        made = _plain_layer(name, (width, before, *kernel), bias, activation, norm)
+        made = Layer.of(
+            f"{name}.weight",
+            (width, before, *kernel),
+            bias=f"{name}.bias" if bias else None,
+            activation=activation,
+            normalized=norm,
+        )
         nodes.append(Node("layer", (source,), layer=made, name=name))
         return len(nodes) - 1
 
@@ -276,25 +328,6 @@ def from_dag(
         if len(summands) != 1:
             nodes.append(Node("add" if summands else "zero", tuple(summands), name=f"node {j}"))
         features.append(summands[0] if len(summands) == 1 else len(nodes) - 1)
-    readout = _plain_layer("readout", (classes, width), bias, None, False)
+    readout = Layer.of("readout.weight", (classes, width), bias="readout.bias" if bias else None)
     nodes.append(Node("layer", (features[-1],), layer=readout, name="readout"))
     return flattened(NetworkGraph(tuple(nodes), len(nodes) - 1))
-
-
-def _plain_layer(
-    name: str, shape: tuple[int, ...], bias: bool, activation: str | None, norm: bool
-) -> Layer:
-    """A linear layer or a convolution in one group, by the shape of its weight."""
-    positions = math.prod(shape[2:])
-    return Layer(
-        name=f"{name}.weight",
-        kind="conv" if shape[2:] else "linear",
-        kernel=shape[2:],
-        fan_in=shape[1] * positions,
-        fan_out=shape[0] * positions,
-        groups=1,
-        shape=shape,
-        bias=f"{name}.bias" if bias else None,
-        activation=activation,
-        normalized=norm,
-    )

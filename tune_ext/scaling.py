@@ -118,6 +118,19 @@ def plan_of_graph(
         aggregate: As in `plan`.
         in_degree: As in `plan`.
         fan: As in `plan`.
+
+    >>> stem = Layer.of("stem.weight", (32, 8), bias="stem.bias", activation="relu")
+    >>> branch = Layer.of("branch.weight", (32, 32), activation="relu")
+    >>> readout = Layer.of("readout.weight", (4, 32))
+    >>> nodes = (
+    ...     Node("input"),
+    ...     Node("layer", (0,), stem),
+    ...     Node("layer", (1,), branch),
+    ...     Node("add", (1, 2)),
+    ...     Node("layer", (3,), readout),
+    ... )
+    >>> [one.in_degree for one in plan_of_graph(NetworkGraph(nodes, output=4)).layers]
+    [1, 2, 1]
     """
     return _with_warnings(Plan(graph, aggregate, in_degree, fan))
 
