@@ -53,7 +53,7 @@ class ArchitectureFactors:
     """Plans architectures, each one once.
 
     Args:
-        model_fn: Configuration → ``nn.Module``. It is called under ``torch.device("meta")``.
+        model_fn: Configuration → ``nn.Module``. It is called on torch's meta device.
         example_input: Tensors as `tune_ext.scaling.plan` takes them, or a function from a
             configuration to these.
         base: A plan, a configuration, or None for the published base.
@@ -201,7 +201,9 @@ class ArchitectureFactors:
     def _build(self, config: Any) -> tuple[Any, Any]:
         import torch
 
-        with torch.device("meta"):
+        from tune_ext._on_meta import built_on_meta
+
+        with built_on_meta():
             model = self._model_fn(config)
             if not isinstance(model, torch.nn.Module):
                 raise InvalidTypeError(f"model_fn must return a torch module, got {model!r}")
@@ -218,6 +220,11 @@ def _factor(plan: Plan, base: Plan | None) -> float | str:
 
 def _explain(what: str, error: Exception, config: Config, reads: tuple[Read, ...]) -> str:
     said = f"{what} failed with {type(error).__name__}: {str(error)[:800]}"
+    if what == "model_fn" and "meta" in str(error):
+        said += (
+            ". Models are planned without data: where the builder reads numbers from a tensor, "
+            'make that with device="cpu"'
+        )
     hidden = [path for kind, path in reads if kind == "value" and _is_placeholder(config, path)]
     if hidden:
         names = ", ".join("/".join(map(str, path)) for path in hidden)

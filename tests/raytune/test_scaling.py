@@ -288,6 +288,16 @@ def test_an_architecture_is_planned_once_and_never_built_in_memory() -> None:
     assert {p.device.type for model in model_fn.made for p in model.parameters()} == {"meta"}
 
 
+def test_a_model_that_is_moved_or_reads_numbers_is_planned() -> None:
+    def model_fn(config: Any) -> nn.Module:
+        shares = torch.linspace(0, 1, 3, device="cpu").tolist()
+        assert shares == [0, 0.5, 1]
+        return network(config).to("cuda")
+
+    search = scaled(Scripted({"lr": 0.1, "depth": 5}), model_fn, on_error="raise")
+    assert search.suggest("a")["tune_ext"]["lr_factor"] == pytest.approx(factor(5))
+
+
 def test_a_model_that_takes_everything_is_planned_once_too() -> None:
     made = []
 
@@ -383,7 +393,7 @@ def test_an_architecture_that_cannot_be_planned_keeps_its_rate() -> None:
         (lambda c: "no module", "model_fn must return a torch module, got 'no module'"),
         (lambda c: nn.ReLU(), "no learning rate"),
         (lambda c: nn.Linear(4, {"a": 2}[c["act"]]), "Ray hides what is no number.*here: act"),
-        (lambda c: nn.Linear(4, int(torch.ones(1).sum())), "meta"),
+        (lambda c: nn.Linear(4, int(torch.ones(1).sum())), 'make that with device="cpu"'),
     ],
 )
 def test_why_an_architecture_cannot_be_planned_is_said(model_fn: Any, said: str) -> None:

@@ -62,7 +62,8 @@ class ArchitectureScaledSearch(StatefulSearcher):
 
     An architecture is planned once: its factor serves all configurations that agree on every
     entry that `model_fn` reads, and is part of the saved state. The model is built on torch's
-    meta device, which takes no memory for weights.
+    meta device, which takes no memory for weights; that `model_fn` moves it to another device
+    does no harm.
 
     Args:
         searcher: Any Ray searcher, also one inside a ``ConcurrencyLimiter`` or a ``Repeater``.
@@ -329,7 +330,7 @@ class ArchitectureScaledSearch(StatefulSearcher):
         constants = []
         for path, value in flatten(self._constants).items():
             try:
-                constants.append([list(path), encoded(value)])
+                constants.append([[encoded(key) for key in path], encoded(value)])
             except TypeError:
                 continue  # model_fn will say that it misses it
         return {
@@ -340,7 +341,9 @@ class ArchitectureScaledSearch(StatefulSearcher):
         }
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
-        constants = unflatten({tuple(p): decoded(v) for p, v in state["constants"]})
+        constants = unflatten(
+            {tuple(decoded(key) for key in path): decoded(v) for path, v in state["constants"]}
+        )
         has_rate = state["has_rate"]
         self._factors.load_state(state["plans"])
         # Nothing above has changed the searcher: a damaged state leaves it as it was.
