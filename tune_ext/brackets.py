@@ -213,6 +213,19 @@ class Brackets:
 
     # --- answers
 
+    def __contains__(self, trial: object) -> bool:
+        """Whether a trial has been added."""
+        return trial in self._home
+
+    @property
+    def closed(self) -> bool:
+        """Whether no trial has been added since the last `close`."""
+        return self._closed
+
+    def order(self, trial: str) -> int:
+        """When a trial was added, counted from 0; after all others if it was not."""
+        return self._number.get(trial, self._started)
+
     def budget(self, trial: str) -> float:
         """What a trial has had when it is judged next.
 

@@ -1,6 +1,7 @@
 """The only package, with the benchmark's runner, that knows Ray."""
 
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
+from tune_ext.raytune.brackets import HyperBand
 from tune_ext.raytune.exptest import ExpTestScheduler, ExpTestSearch
 from tune_ext.raytune.scaling import ArchitectureScaledSearch
 
@@ -10,4 +11,5 @@ __all__ = [
     "AutoHyperSearch",
     "ExpTestScheduler",
     "ExpTestSearch",
+    "HyperBand",
 ]

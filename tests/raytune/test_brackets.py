@@ -1,0 +1,307 @@
+"""HyperBand under Ray: the conformance suite, the built-in's faults, restores."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from ray.train._internal.storage import StorageContext
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
+
+from tune_ext.benchmark.simulation import simulate
+from tune_ext.errors import InvalidTypeError, InvalidValueError
+from tune_ext.raytune import HyperBand
+from tune_ext.raytune._play import FakeController, fake_trial
+from tune_ext.raytune.brackets import BUDGET
+from tune_ext.raytune.testing import SchedulerConformance
+
+
+class TestHyperBand(SchedulerConformance):
+    epochs = None  # trials that lose end while they wait, without another result
+
+    def make(self, **options: Any) -> Any:
+        return HyperBand(max_t=4, reduction_factor=2, **options)
+
+
+class TestAsynchronous(SchedulerConformance):
+    epochs = None  # trials that lose end while they wait, without another result
+
+    def make(self, **options: Any) -> Any:
+        return HyperBand(max_t=4, reduction_factor=2, asynchronous=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"max_t": 0}, InvalidValueError, "max_budget"),
+        ({"reduction_factor": 1}, InvalidValueError, "reduction_factor"),
+        ({"min_t": 100}, InvalidValueError, "min_budget"),
+        ({"brackets": 9}, InvalidValueError, "brackets must be in 1 to 5"),
+        ({"metric": 3}, InvalidTypeError, "metric"),
+        ({"mode": "least"}, InvalidValueError, "mode"),
+        ({"rounding": "up"}, InvalidValueError, "rounding"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(options: Any, error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        HyperBand(**options)
+
+
+class Play:
+    """A population of pending trials under a scheduler, reporting in any order."""
+
+    def __init__(self, tmp_path: Path, count: int, **options: Any) -> None:
+        given = {"metric": "loss", "mode": "min", "max_t": 9, "reduction_factor": 3}
+        self.scheduler = HyperBand(**{**given, **options})
+        self.controller = FakeController()
+        storage = StorageContext(str(tmp_path), experiment_dir_name="experiment")
+        self.trials = [fake_trial(storage, {"x": i}, f"t{i}") for i in range(count)]
+        for trial in self.trials:
+            self.controller.add(self.scheduler, trial)
+
+    def report(self, number: int, epoch: int, loss: Any) -> str:
+        result = {"training_iteration": epoch, "loss": loss}
+        return self.controller.report(self.scheduler, self.trials[number], result)
+
+    def chosen(self) -> str | None:
+        trial = self.scheduler.choose_trial_to_run(self.controller)
+        return None if trial is None else str(trial.trial_id)
+
+    def resume(self) -> list[str]:
+        """Start all that may go on."""
+        names = []
+        while (name := self.chosen()) is not None:
+            names.append(name)
+            next(t for t in self.trials if t.trial_id == name).set_status(Trial.RUNNING)
+        return names
+
+
+def test_the_best_third_is_resumed_and_the_others_end(tmp_path: Path) -> None:
+    play = Play(tmp_path, 9)
+    for i in range(9):
+        assert play.report(i, 1, 1.0 - i / 10) == ("PAUSE" if i < 8 else "CONTINUE")
+    assert play.resume() == ["t6", "t7"]
+    ended = [t.trial_id for t in play.trials if t.status == Trial.TERMINATED]
+    assert ended == [f"t{i}" for i in range(6)]
+    assert play.report(8, 2, 0.1) == "CONTINUE"
+    assert play.report(8, 3, 0.1) == "PAUSE"
+    assert play.report(7, 3, 0.2) == "PAUSE"
+    assert play.report(6, 3, 0.3) == "PAUSE"
+    assert play.resume() == ["t8"]
+    assert play.report(8, 9, 0.1) == "STOP"
+
+
+def test_the_last_runner_fails_while_its_peers_wait(tmp_path: Path) -> None:
+    """Ray's HyperBandScheduler waits for ever here."""
+    play = Play(tmp_path, 9)
+    for i in range(8):
+        play.report(i, 1, float(i))
+    assert play.scheduler.choose_trial_to_run(play.controller) is play.trials[8]
+    play.trials[8].set_status(Trial.RUNNING)
+    play.scheduler.on_trial_error(play.controller, play.trials[8])
+    play.trials[8].set_status(Trial.ERROR)
+    assert play.resume() == ["t0", "t1", "t2"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, None, math.inf, -math.inf, "text"])
+def test_what_is_no_number_never_wins(tmp_path: Path, bad: Any) -> None:
+    """Ray's promotes NaN over finite losses, and raises at None."""
+    play = Play(tmp_path, 9)
+    for i in range(9):
+        decision = play.report(i, 1, bad if i < 7 else float(i))
+        assert decision == ("STOP" if i < 7 else "PAUSE" if i == 7 else "CONTINUE")
+    assert play.resume() == ["t7"]
+
+
+def test_a_bracket_that_nobody_else_joins_is_decided(tmp_path: Path) -> None:
+    play = Play(tmp_path, 4)
+    for i in range(4):
+        assert play.report(i, 1, float(i)) == "PAUSE"
+    assert play.resume() == ["t0"]
+    assert play.report(0, 3, 0.0) == "CONTINUE"  # alone in its rung
+    assert play.report(0, 9, 0.0) == "STOP"
+    assert all(t.status == Trial.TERMINATED for t in play.trials)
+
+
+def test_new_trials_enter_the_next_bracket_while_one_waits(tmp_path: Path) -> None:
+    play = Play(tmp_path, 12)
+    for i in range(8):
+        play.report(i, 1, float(i))
+    play.trials[8].set_status(Trial.RUNNING)
+    assert play.resume() == ["t9", "t10", "t11"]
+    assert play.report(9, 1, 0.0) == "CONTINUE"
+    assert play.report(9, 3, 0.0) == "PAUSE"
+
+
+def test_a_trial_that_ray_tries_again_keeps_its_place(tmp_path: Path) -> None:
+    play = Play(tmp_path, 9)
+    for i in range(8):
+        play.report(i, 1, float(i))
+    last = play.trials[8]
+    last.set_status(Trial.ERROR)  # as Ray does before it tells the scheduler of a retry
+    play.scheduler.on_trial_error(play.controller, last)
+    last.set_status(Trial.PENDING)
+    play.scheduler.on_trial_add(play.controller, last)
+    assert play.chosen() == "t8"
+    assert play.report(8, 1, -1.0) == "CONTINUE"
+    assert play.resume() == ["t0", "t1"]
+
+
+def test_the_searcher_is_told_the_budget_of_every_rung(tmp_path: Path) -> None:
+    play = Play(tmp_path, 1, brackets=1)
+    trial, seen = play.trials[0], []
+    for epoch in range(1, 10):
+        result = {"training_iteration": epoch, "loss": 1.0}
+        play.scheduler.on_trial_result(play.controller, trial, result)
+        seen.append(result.get(BUDGET))
+        trial.set_status(Trial.PAUSED if epoch in (1, 3) else Trial.RUNNING)
+        play.scheduler.choose_trial_to_run(play.controller)
+    assert seen == [1, None, 3, None, None, None, None, None, 9]
+
+
+def test_budgets_in_seconds(tmp_path: Path) -> None:
+    play = Play(tmp_path, 4, time_attr="time_total_s", max_t=10.0, min_t=2.5, reduction_factor=2)
+    flat = {"time_total_s": 2.4, "loss": 1.0, "training_iteration": 7}
+    assert play.scheduler.on_trial_result(play.controller, play.trials[0], dict(flat)) == "CONTINUE"
+    flat["time_total_s"] = 2.6
+    assert play.scheduler.on_trial_result(play.controller, play.trials[0], dict(flat)) == "PAUSE"
+
+
+def test_a_blank_scheduler_takes_over_in_the_middle(tmp_path: Path) -> None:
+    """What trials remember is saved by Ray with them: statuses come back as Ray restores them."""
+    play = Play(tmp_path, 14)
+    for i in range(9):
+        play.report(i, 1, float(i))
+    assert play.resume()[:3] == ["t0", "t1", "t2"]
+    play.report(0, 3, 0.5)
+    play.report(1, 3, 0.4)
+    restored = [Trial.from_json_state(t.get_json_state()[0], stub=True) for t in play.trials]
+    blank, controller = HyperBand("training_iteration", "loss", "min", 9, 3), FakeController()
+    for trial in reversed(restored):
+        if not trial.is_finished():
+            trial.set_status(Trial.PENDING)
+        controller.add(blank, trial)
+    first = blank.choose_trial_to_run(controller)
+    assert first.status == Trial.PENDING  # t2, and those of the next bracket
+    by_name = {trial.trial_id: trial for trial in restored}
+    assert [by_name[n].status for n in ("t0", "t1")] == [Trial.PAUSED] * 2
+    assert controller.report(blank, by_name["t2"], {"training_iteration": 3, "loss": 0.6}) == (
+        "PAUSE"
+    )
+    assert blank.choose_trial_to_run(controller) is by_name["t1"]
+
+
+def _train(config: dict[str, Any]) -> None:
+    import json
+    import tempfile
+    from pathlib import Path
+
+    from ray import tune
+
+    first, found = 1, tune.get_checkpoint()
+    if found:
+        with found.as_directory() as folder:
+            first = json.loads((Path(folder) / "epoch").read_text()) + 1
+    for epoch in range(first, 100):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "epoch").write_text(json.dumps(epoch))
+            if config["x"] == config.get("crash") and epoch == 2:
+                raise RuntimeError("as planned")
+            loss = math.nan if config["x"] == config.get("nan") else config["x"] + 1 / epoch
+            with Path(config["home"], "epochs").open("a") as file:
+                file.write(f"{config['x']} {epoch}\n")
+            tune.report(
+                {"loss": loss, "epoch": epoch}, checkpoint=tune.Checkpoint.from_directory(folder)
+            )
+
+
+def test_a_whole_run_ends_and_the_best_gets_everything(run: Any, tmp_path: Path) -> None:
+    analysis = run(
+        _train,
+        config={
+            "x": tune.grid_search([0, 1, 2, 3]),
+            "home": str(tmp_path),
+            "crash": 1,
+            "nan": 2,
+        },
+        search_alg=BasicVariantGenerator(max_concurrent=3),
+        scheduler=HyperBand(metric="loss", mode="min", max_t=4, reduction_factor=2, brackets=1),
+        num_samples=1,
+        resources_per_trial={"cpu": 0.5},
+    )
+    epochs = {t.config["x"]: t.last_result.get("epoch", 0) for t in analysis.trials}
+    assert epochs == {0: 4, 1: 1, 2: 1, 3: 1}
+    assert all(t.is_finished() for t in analysis.trials)
+    lines = Path(tmp_path, "epochs").read_text().split("\n")[:-1]
+    assert len(lines) == len(set(lines))  # resumed from checkpoints, nothing twice
+
+
+class _Listed(Searcher):
+    """Suggests what it is given; takes part in pauses as the built-in limiter does."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(metric="loss", mode="min")
+        self.left = list(range(count))
+
+    def suggest(self, trial_id: str) -> Any:
+        return {"x": self.left.pop(0)} if self.left else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing is learned."""
+
+
+class _Lookup:
+    """Trial 0 is the best; every fifth is NaN, every seventh fails in its second epoch."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.x, self.epoch = config["x"], 0
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        if self.x % 7 == 6 and self.epoch == 2:
+            raise RuntimeError("as planned")
+        loss = math.nan if self.x % 5 == 4 else self.x + 1 / self.epoch
+        return {"loss": loss, "seconds": 1.0 + self.x % 3, "done": False}
+
+    def state(self) -> int:
+        return self.epoch
+
+    def load(self, state: int) -> None:
+        self.epoch = state
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("limit", [None, 3])
+def test_whole_runs_on_the_simulated_clock(
+    tmp_path: Path, asynchronous: bool, workers: int, limit: int | None
+) -> None:
+    """Ray's own control loop: it ends, with limiters too, and no one gets more than R."""
+    searcher: Any = _Listed(60)
+    if limit is not None:
+        searcher = ConcurrencyLimiter(searcher, max_concurrent=limit)
+    seen: dict[int, int] = {}
+
+    class Seen(Callback):
+        def on_trial_result(self, result: dict[str, Any], **_: Any) -> None:
+            x, epoch = result["config"]["x"], result["training_iteration"]
+            assert epoch == seen.get(x, 0) + 1
+            seen[x] = epoch
+
+    simulate(
+        _Lookup,
+        search_alg=searcher,
+        scheduler=HyperBand(metric="loss", mode="min", max_t=9, asynchronous=asynchronous),
+        callbacks=[Seen()],
+        workers=workers,
+        storage=tmp_path,
+    )
+    assert len(seen) == 60
+    assert seen[0] == 9
+    assert max(seen.values()) == 9
+    assert sum(epoch == 1 for epoch in seen.values()) > 15

@@ -1,0 +1,262 @@
+"""Hyperband for Ray Tune: a thin adapter over `tune_ext.brackets`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+from tune_ext._bracket_table import Rounding, bracket_table
+from tune_ext._checks import check_choice
+from tune_ext.brackets import Brackets, Decision
+from tune_ext.errors import InvalidValueError, StateError
+from tune_ext.raytune._base import as_number, check_name
+
+__all__ = ["BUDGET", "HyperBand"]
+
+BUDGET = "hyperband_budget"
+"""In a result at which a trial was judged: the budget of its rung. `BOHBSearch` reads it."""
+
+_MEMORY = "tune_ext_bracket"  # the attribute of a trial, which Ray saves with it
+
+
+class HyperBand(FIFOScheduler):
+    """Hyperband by pausing and resuming trials, synchronous or not; it always ends.
+
+    New configurations enter the next bracket while others wait, so that no worker is idle while
+    there is anything to run. A rung that nobody else will join is decided with those it has. What
+    a trial remembers of its bracket is saved by Ray together with the trial, so a run goes on
+    after ``Tuner.restore`` as if nothing had happened. NaN, None, infinite and missing metrics
+    are never promoted.
+
+    Trials are resumed from their last checkpoint: report one at least at the rungs' budgets, or
+    a resumed trial starts from scratch.
+
+    Source: Li et al., "Hyperband", JMLR 18 (2018); the asynchronous promotion is that of Li et
+    al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
+
+    Args:
+        time_attr: The result in which budgets are counted: ``training_iteration``, or seconds as
+            in ``time_total_s``.
+        metric: What is compared; None takes the experiment's.
+        mode: "min" or "max"; None takes the experiment's.
+        max_t: R, the most that one trial gets.
+        reduction_factor: η: one of η trials goes on to the next rung.
+        min_t: The least that a trial gets.
+        asynchronous: Promote a trial as soon as it is among the best 1/η of its rung so far,
+            and wait for nobody.
+        brackets: How many brackets at most, from the one that starts most trials; None: all.
+            1 is successive halving.
+        rounding: How many trials a bracket starts; see `tune_ext.brackets.bracket_table`.
+
+    Raises:
+        InvalidTypeError: An argument of the wrong type.
+        InvalidValueError: An argument has an impossible value.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        time_attr: str = "training_iteration",
+        metric: str | None = None,
+        mode: str | None = None,
+        max_t: float = 81,
+        reduction_factor: float = 3,
+        min_t: float = 1,
+        asynchronous: bool = False,
+        brackets: int | None = None,
+        rounding: Rounding = "formula",
+    ) -> None:
+        super().__init__()
+        check_name("time_attr", time_attr)
+        if metric is not None:
+            check_name("metric", metric)
+        check_choice("mode", mode, ("min", "max", None))
+        table = bracket_table(
+            max_t,
+            reduction_factor,
+            min_budget=min_t,
+            rounding=rounding,
+            whole=time_attr == "training_iteration",
+        )
+        if brackets is not None and not 1 <= brackets <= len(table):
+            raise InvalidValueError(f"brackets must be in 1 to {len(table)}, got {brackets!r}")
+        self._table, self._eta = table[:brackets], reduction_factor
+        self._asynchronous = bool(asynchronous)
+        self._time_attr, self._metric, self._mode = time_attr, metric, mode
+        self._play = Brackets(self._table, self._eta, asynchronous=self._asynchronous)
+        self._recalled: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+        self._resumable: dict[str, bool] = {}  # whether Ray was given the trial
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Take the experiment's metric and mode for what the constructor left open."""
+        self._metric = self._metric or metric
+        self._mode = self._mode or mode
+        return self._metric is not None and self._mode is not None
+
+    # --- events
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Let a new trial in; put one back that Ray has restored or tries again."""
+        memory = getattr(trial, _MEMORY, None)
+        name = trial.trial_id
+        if name in self._play:
+            if trial.is_finished() or not self._play.memory(name)["out"]:
+                return
+            self._play.forget(name)
+        elif memory is not None and not (memory["out"] and not trial.is_finished()):
+            self._recalled[name] = (trial, memory)
+            if memory["waits"] and not trial.is_finished():
+                trial.set_status(Trial.PAUSED)
+            return
+        elif trial.is_finished():
+            return
+        self._settle()
+        self._play.add(name)
+        self._remember(trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Decide whether a trial goes on, waits or has come far enough."""
+        self._settle()
+        spent = as_number(result.get(self._time_attr))
+        if spent is None:
+            return str(self.CONTINUE)
+        if trial.trial_id not in self._play:
+            return str(self.STOP)
+        due = self._play.budget(trial.trial_id)
+        decision = self._play.report(trial.trial_id, spent, self._loss(result))
+        if decision is Decision.CONTINUE and self._play.budget(trial.trial_id) == due:
+            return str(self.CONTINUE)
+        result[BUDGET] = due
+        self._remember(trial)
+        if decision is Decision.PAUSE:
+            _tell_searcher(tune_controller, "on_pause", trial)
+            return str(self.PAUSE)
+        return str(self.STOP if decision is Decision.STOP else self.CONTINUE)
+
+    def on_trial_complete(
+        self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
+    ) -> None:
+        """A trial has ended, by itself or because it was stopped."""
+        self._settle()
+        self._play.end(trial.trial_id, self._loss(result))
+        self._remember(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """A trial has failed. One that Ray tries again keeps its place."""
+        if trial.status == Trial.ERROR:  # Ray adds it again at once
+            return
+        self._drop(trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """A trial that waited is taken away."""
+        self._drop(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Prefer trials that were promoted to new ones; stop those that never will be."""
+        self._settle()
+        trials = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
+        waiting = [t for t in trials.values() if t.status == Trial.PENDING]
+        nothing_comes = _no_more(tune_controller) or not self._others(trials, waiting)
+        if nothing_comes and not self._play.closed:
+            self._play.close()
+        self._stop_dismissed(tune_controller, trials)
+        chosen = self._promoted(tune_controller, trials)
+        if chosen is None:
+            chosen = min(waiting, key=lambda t: self._play.order(t.trial_id), default=None)
+        return chosen
+
+    def debug_string(self) -> str:
+        """One line for Ray's progress report."""
+        how = "asynchronous" if self._asynchronous else "synchronous"
+        rungs = ", ".join(f"{rung.budget:g}" for rung in self._table[0])
+        waiting = len(self._play.waiting())
+        return f"HyperBand ({how}), {len(self._table)} brackets, rungs at {rungs}; {waiting} wait"
+
+    # --- private
+
+    def _loss(self, result: Mapping[str, Any]) -> float | None:
+        value = as_number(result.get(str(self._metric)))
+        if value is None or not math.isfinite(value):
+            return None
+        return -value if self._mode == "max" else value
+
+    def _settle(self) -> None:
+        """Put restored trials back, once all of them are known."""
+        if not self._recalled:
+            return
+        recalled, self._recalled = self._recalled, {}
+        try:
+            self._play.recall({name: memory for name, (_, memory) in recalled.items()})
+        except StateError as error:
+            raise StateError(
+                f"{error}; the experiment was run with another HyperBand: restore it with the "
+                "same max_t, min_t, reduction_factor, brackets and asynchronous"
+            ) from error
+        for name, (trial, memory) in recalled.items():
+            if trial.is_finished() and not memory["out"]:
+                self._play.fail(name)
+            if trial.status == Trial.PAUSED and not self._play.is_paused(name):
+                trial.set_status(Trial.PENDING)
+
+    def _remember(self, trial: Any) -> None:
+        """Note on the trial what is to be known of it after a restore."""
+        if trial.trial_id in self._play:
+            setattr(trial, _MEMORY, self._play.memory(trial.trial_id))
+            trial.invalidate_json_state()
+
+    def _drop(self, trial: Any) -> None:
+        self._settle()
+        self._play.fail(trial.trial_id)
+        self._remember(trial)
+
+    def _others(self, trials: Mapping[str, Any], waiting: list[Any]) -> bool:
+        """Whether anything runs, or could, without deciding a rung that is not full."""
+        if waiting or self._resumable:
+            return True
+        return any(trial.status == Trial.RUNNING for trial in trials.values())
+
+    def _stop_dismissed(self, tune_controller: Any, trials: Mapping[str, Any]) -> None:
+        for name in self._play.dismiss():
+            trial = trials.get(name)
+            if trial is not None:
+                self._remember(trial)
+                tune_controller.stop_trial(trial)
+
+    def _promoted(self, tune_controller: Any, trials: Mapping[str, Any]) -> Any:
+        """A promoted trial that Ray has paused for good; the question changes nothing."""
+        for name, given in list(self._resumable.items()):
+            status = trials[name].status if name in trials else None
+            if status != Trial.PAUSED and (given or status != Trial.RUNNING):
+                del self._resumable[name]
+        # One at a time: who is among the best may change until a worker is free.
+        promoted = self._play.promote() if not self._resumable else None
+        if promoted is not None and promoted in trials:
+            self._resumable[promoted] = False
+            self._remember(trials[promoted])
+            _tell_searcher(tune_controller, "on_unpause", trials[promoted])
+        for name in self._resumable:
+            if trials[name].status == Trial.PAUSED:
+                self._resumable[name] = True
+                return trials[name]
+        return None
+
+
+def _tell_searcher(tune_controller: Any, what: str, trial: Any) -> None:
+    """Tell a searcher that counts the trials that run, if all that it wraps can be told."""
+    first = searcher = getattr(tune_controller.search_alg, "searcher", None)
+    while searcher is not None:
+        if not hasattr(searcher, what):
+            return
+        searcher = getattr(searcher, "searcher", None)
+    if first is not None:
+        getattr(first, what)(trial.trial_id)
+
+
+def _no_more(tune_controller: Any) -> bool:
+    finished = getattr(tune_controller.search_alg, "is_finished", None)
+    return bool(finished and finished())
