@@ -69,13 +69,13 @@ def families() -> dict[str, Family]:
     """All families, the most important ones first."""
     mlp = Network("mlp", "2", width=64)
     cnn = Network("cnn", "2", width=16, kernel=3)
-    dags, fewer = random_dags(5, 32, seed=0), random_dags(5, 16, seed=1)
+    dags, fewer = random_dags(5, 32, seed=0), random_dags(5, 12, seed=1)
     plain = without_identities(32, seed=2)
     depths = tuple(replace(mlp, dag=chain(n)) for n in (1, 2, 3, 4, 6, 8, 11, 14, 18, 24))
     topologies = tuple(replace(mlp, dag=dag) for dag in dags)
     cnn_topologies = Family(tuple(replace(cnn, dag=dag) for dag in fewer), seeds=2, staged=True)
     kernels = tuple(
-        replace(cnn, dag=dag, kernel=k) for k in (3, 5, 7) for dag in ("2", "2_02", *fewer[:2])
+        replace(cnn, dag=dag, kernel=k) for k in (3, 5, 7) for dag in ("2", "2_02", fewer[0])
     )
     out = {
         "mlp-depth": Family(depths, seeds=4, staged=True),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from _dag_training import Network, as_record, plan_of
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import rankdata
 
 from tune_ext._random import generator
 
@@ -151,27 +151,35 @@ def predictions(network: Network) -> dict[str, float]:
 # Statistics ----------------------------------------------------------------------------------
 
 
-def numbers(x: Array, y: Array) -> dict[str, float]:
+def numbers(x: Array, y: Array) -> dict[str, Any]:
     """Agreement of predicted and measured exponents of 2^(k/2).
 
+    Args:
+        x: (…, networks) predicted.
+        y: (…, networks) measured.
+
     Returns:
-        "pearson" and "spearman"; "slope" of y over x; "error": the root mean square of
-        log2(measured/predicted) after the best common factor; "unscaled": the same with one
-        rate for all networks.
+        "pearson" and "spearman" (NaN where one is constant); "slope" of y over x; "error": the
+        root mean square of log2(measured/predicted) after the best common factor; "unscaled": the
+        same with one rate for all networks.
     """
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        nan = math.nan
-        return {"pearson": nan, "spearman": nan, "slope": nan} | {
-            "error": float((y - x).std() / 2),
-            "unscaled": float(y.std() / 2),
+    dx, dy = (v - v.mean(axis=-1, keepdims=True) for v in (x, y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "pearson": _cosine(dx, dy),
+            "spearman": _cosine(*(_centred(rankdata(v, axis=-1)) for v in (x, y))),
+            "slope": (dx * dy).sum(axis=-1) / (dx**2).sum(axis=-1),
+            "error": (dy - dx).std(axis=-1) / 2,
+            "unscaled": dy.std(axis=-1) / 2,
         }
-    return {
-        "pearson": float(pearsonr(x, y).statistic),
-        "spearman": float(spearmanr(x, y).statistic),
-        "slope": float(np.polyfit(x, y, 1)[0]),
-        "error": float((y - x).std() / 2),
-        "unscaled": float(y.std() / 2),
-    }
+
+
+def _centred(x: Array) -> Array:
+    return np.asarray(x - x.mean(axis=-1, keepdims=True))
+
+
+def _cosine(x: Array, y: Array) -> Array:
+    return np.asarray((x * y).sum(axis=-1) / np.sqrt((x**2).sum(axis=-1) * (y**2).sum(axis=-1)))
 
 
 def with_interval(x: Array, y: Array, drawn: Array, seed: int = 0) -> dict[str, Any]:
@@ -183,16 +191,18 @@ def with_interval(x: Array, y: Array, drawn: Array, seed: int = 0) -> dict[str, 
         drawn: (networks, DRAWS) measured, for seeds drawn.
         seed: Of the draws.
     """
-    rng = generator(seed, "networks")
-    found: dict[str, list[float]] = {}
-    for k in range(drawn.shape[1]):
-        rows = rng.integers(len(x), size=len(x))
-        for name, value in numbers(x[rows], drawn[rows, k]).items():
-            found.setdefault(name, []).append(value)
+    draws = drawn.shape[1]
+    rows = generator(seed, "networks").integers(len(x), size=(draws, len(x)))
+    found = numbers(x[rows], drawn[rows, np.arange(draws)[:, None]])
     return {
-        name: [value, *np.nanquantile(found[name], (0.025, 0.975)).tolist()]
+        name: [float(value), *(float(q) for q in _quantiles(found[name]))]
         for name, value in numbers(x, y).items()
     }
+
+
+def _quantiles(values: Array) -> Array:
+    fine = values[np.isfinite(values)]
+    return np.quantile(fine, (0.025, 0.975)) if len(fine) else np.array([np.nan, np.nan])
 
 
 def reliability(y: Array, drawn: Array, seeds: int) -> float:
@@ -220,7 +230,9 @@ def analyse(nets: list[Measured], seeds: int) -> dict[str, Any]:
     for name, rule in definitions.items():
         values = np.array([rule(n) for n in nets])
         fine = np.isfinite(values)
-        other[name] = numbers(columns["sum"][fine], values[fine]) | {"networks": int(fine.sum())}
+        other[name] = {
+            key: float(value) for key, value in numbers(columns["sum"][fine], values[fine]).items()
+        } | {"networks": int(fine.sum())}
     return {
         "networks": [as_record(n.network) for n in nets],
         "seeds": seeds,
@@ -312,6 +324,15 @@ def details(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def without_nan(value: Any) -> Any:
+    """The same with null for what is not a number, as JSON has it."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def plot(found: Mapping[str, Any], path: Path, rule: str = "sum") -> None:
     """Measured against predicted rate, a panel a family."""
     import matplotlib
@@ -366,6 +387,7 @@ def report(
     if not found:
         raise SystemExit("no records yet: run first")
     out = {"versions": versions, "families": found}
-    (args.results / "correlation.json").write_text(json.dumps(out, indent=1) + "\n")
+    text = json.dumps(without_nan(out), indent=1, allow_nan=False)
+    (args.results / "correlation.json").write_text(text + "\n")
     plot(found, args.results / "correlation.png")
     print(table(found), details(found), sep="\n\n")
