@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tune_ext._plan_cache import ReadCache, Recorder, everything
+from tune_ext._plan_cache import Read, ReadCache, Recorder
 from tune_ext.errors import StateError
 
 CONFIG: dict[str, Any] = {
@@ -42,6 +42,12 @@ def known_after(function: Any, ignored: Any = ()) -> ReadCache[Any]:
     return cache
 
 
+def everything(config: Any, ignored: Any = ()) -> tuple[Read, ...]:
+    recorder = Recorder(config, ignored)
+    recorder.read_everything()
+    return recorder.reads
+
+
 EACH: dict[str, Any] = {
     "an entry": lambda c: c["width"],
     "get": lambda c: c.get("width"),
@@ -59,8 +65,10 @@ EACH: dict[str, Any] = {
     "unpacking": lambda c: {**c},
     "updating": lambda c: {}.update(c),
     "a copy": lambda c: c.copy()["net"]["depth"],
-    "a deep copy": lambda c: copy.deepcopy(c),
-    "a shallow copy": lambda c: copy.copy(c),
+    "a deep copy": lambda c: copy.deepcopy(c)["net"]["depth"],
+    "a copy of a part": lambda c: copy.deepcopy(c["net"])["depth"],
+    "a shallow copy": lambda c: copy.copy(c)["width"],
+    "a copy that is not read": lambda c: [c.copy(), copy.copy(c), copy.deepcopy(c)],
     "text": lambda c: str(c),
     "pickling": lambda c: pickle.dumps(c),
     "comparing": lambda c: c == {},
@@ -87,7 +95,6 @@ SEEN = {
 ALL = {"width", "depth", "kind", "drop", "sizes", "more", "no net", "flat net"}
 WHOLE = {
     "a dictionary": {"width", "kind", "sizes", "more", "no net", "flat net"},
-    "a deep copy": ALL,
     "text": ALL,
     "pickling": ALL,
 }
@@ -108,8 +115,11 @@ NOTICES = {
     "the other union": WHOLE["a dictionary"],
     "unpacking": WHOLE["a dictionary"],
     "updating": WHOLE["a dictionary"],
-    "a copy": WHOLE["a dictionary"] | {"depth"},
-    "a shallow copy": WHOLE["a dictionary"],
+    "a copy": {"depth", "no net", "flat net"},
+    "a deep copy": {"depth", "no net", "flat net"},
+    "a copy of a part": {"depth", "no net", "flat net"},
+    "a shallow copy": {"width"},
+    "a copy that is not read": set(),
     "comparing": WHOLE["a dictionary"],
     "the length": {"more", "no net"},
     "the keys": {"more", "no net"},
@@ -136,6 +146,8 @@ def test_what_the_function_writes_is_its_own() -> None:
         config["width"] = 3 * config["net"]["depth"]
         config["net"]["depth"] = 7
         config["sizes"].append(4)
+        twin = copy.deepcopy(config)
+        twin["net"]["depth"], twin["sizes"][0] = 9, 0
         assert (config["width"], config["net"]["depth"], config["sizes"]) == (9, 7, [3, 5, 4])
 
     cache = known_after(builds)

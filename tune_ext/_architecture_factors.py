@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune_ext._checks import check_choice
-from tune_ext._plan_cache import Path, Read, ReadCache, Recorder, everything
+from tune_ext._plan_cache import Path, Read, ReadCache, Recorder
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 if TYPE_CHECKING:
@@ -168,28 +168,27 @@ class ArchitectureFactors:
         from tune_ext import scaling
 
         recorder = Recorder(config, self._rates)
+        said: list[warnings.WarningMessage] = []
         with _same_random_state():
             try:
                 model, example = self._build(recorder.config)
-                reads = recorder.reads
             except Exception as error:  # a user's function may raise anything; it is reported
-                reads = recorder.reads
                 # It may insist on a dictionary, which does not tell what is read of it.
                 try:
                     model, example = self._build(copy.deepcopy(dict(config)))
-                    reads = everything(config, self._rates)
+                    recorder.read_everything()
                 except Exception as again:
-                    same = repr(again) == repr(error)
-                    reads = reads if same else everything(config, self._rates)
-                    return _explain("model_fn", again, config, reads), reads
+                    if repr(again) != repr(error):
+                        recorder.read_everything()
+                    return _explain("model_fn", again, config, recorder.reads), recorder.reads
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", scaling.ScalingWarning)
                     plan = scaling.plan(model, example, aggregate=self._aggregate)
             except Exception as error:
-                return _explain("planning", error, config, reads), reads
+                return _explain("planning", error, config, recorder.reads), recorder.reads
         self._warn(said)
-        return plan, reads
+        return plan, recorder.reads  # which its forward may have read, too
 
     def _warn(self, said: Sequence[warnings.WarningMessage]) -> None:
         """Pass on what was said of the first architecture alone: the others are much like it."""

@@ -30,7 +30,7 @@ import numpy as np
 
 from tune_ext.errors import StateError
 
-__all__ = ["Path", "Read", "ReadCache", "Recorder", "everything"]
+__all__ = ["Path", "Read", "ReadCache", "Recorder"]
 
 Path = tuple[Any, ...]
 Read = tuple[str, Path]
@@ -54,12 +54,17 @@ class Recorder:
     def __init__(self, config: Mapping[Any, Any], ignored: Collection[Path] = ()) -> None:
         self._ignored = frozenset(ignored)
         self._reads: dict[Read, None] = {}
+        self._lent = config
         self.config = _Recorded(config, (), self._note)
 
     @property
     def reads(self) -> tuple[Read, ...]:
         """What was read so far, in a fixed order."""
         return tuple(sorted(self._reads, key=repr))
+
+    def read_everything(self) -> None:
+        """Note that all of it was read, for a function of which it is not known."""
+        _plain_dict(_Recorded(self._lent, (), self._note))
 
     def _note(self, kind: str, path: Path) -> None:
         self._reads["has" if kind == "value" and path in self._ignored else kind, path] = None
@@ -117,27 +122,33 @@ class _Recorded(MutableMapping[Any, Any]):
         return {**other, **self}
 
     def __repr__(self) -> str:
-        return repr(self.copy())
+        return repr(_plain_dict(self))
 
-    def __copy__(self) -> dict[Any, Any]:
-        return dict(self)
+    def copy(self) -> _Recorded:
+        """A copy of which every reading is noted too, as of this one."""
+        return self._twin(lambda value: value)
 
-    def copy(self) -> dict[Any, Any]:
-        """A dictionary of all that is in it, as ``dict.copy``."""
-        return dict(self)
+    def __copy__(self) -> _Recorded:
+        return self.copy()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> dict[Any, Any]:
-        return {key: copy.deepcopy(value, memo) for key, value in self.items()}
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Recorded:
+        return self._twin(lambda value: copy.deepcopy(value, memo))
+
+    def _twin(self, copied: Any) -> _Recorded:
+        values = {key: copied(value) for key, value in self._values.items()}
+        twin = _Recorded(values, self._path, self._note)
+        twin._own = set(self._own)
+        return twin
 
     def __reduce__(self) -> Any:
-        return dict, (copy.deepcopy(self),)
+        return dict, (_plain_dict(self),)
 
 
-def everything(config: Mapping[Any, Any], ignored: Collection[Path] = ()) -> tuple[Read, ...]:
-    """The reads of a function of which it is not known what it reads."""
-    recorder = Recorder(config, ignored)
-    copy.deepcopy(recorder.config)
-    return recorder.reads
+def _plain_dict(value: Any) -> Any:
+    """Dictionaries instead of recorders, all of which has then been read."""
+    if not isinstance(value, _Recorded):
+        return value
+    return {key: _plain_dict(item) for key, item in value.items()}
 
 
 class ReadCache(Generic[T]):

@@ -52,7 +52,7 @@ def _traced_once() -> Iterator[None]:
 
     def trace(model: nn.Module, example: Any) -> Any:
         key = f"{model} {example.shape}"
-        if key not in graphs:
+        if key not in graphs or type(model) is not nn.Sequential:
             graphs[key] = _trace.trace(model, example)
         return graphs[key]
 
@@ -310,6 +310,28 @@ def test_a_model_that_takes_everything_is_planned_once_too() -> None:
     search = scaled(Scripted(*configs), model_fn)
     assert {search.suggest(str(i))["tune_ext"]["lr_factor"] for i in range(5)} == {1.0}
     assert len(made) == 1
+
+
+def test_what_a_model_reads_in_forward_counts_too() -> None:
+    class Skipping(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.config, self.layers = config, network({"depth": 3})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers[-1](
+                self.layers[:2](x) if self.config["skip"] else self.layers[:-1](x)
+            )
+
+    configs = [
+        {"lr": 0.1, "skip": skip, "decay": n}
+        for n, skip in enumerate((True, False, True, False, True))
+    ]
+    made = []
+    search = scaled(Scripted(*configs), lambda c: made.append(c) or Skipping(c))
+    factors = [search.suggest(str(i))["tune_ext"]["lr_factor"] for i in range(5)]
+    assert factors == pytest.approx([factor(n) for n in (1, 3, 1, 3, 1)])
+    assert len(made) == 2
 
 
 def test_a_model_that_insists_on_a_dictionary_gets_one() -> None:
