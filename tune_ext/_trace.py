@@ -223,8 +223,9 @@ def _single(model: nn.Module, program: ExportedProgram, outputs: Any, builder: B
     last = next(node for node in program.graph.nodes if node.op == "output")
     wires: list[Wire] = []
     for spec, node, value in zip(specs, last.args[0], outputs, strict=True):
-        if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, Wire) and is_real(node):
-            wires.append(value)
+        if spec.kind is OutputKind.USER_OUTPUT and is_real(node):
+            wire = builder.collapsed(value, "output")
+            wires += [wire] if isinstance(wire, Wire) else []
     wires = list({wire.node: wire for wire in wires}.values())
     if not wires:
         raise UntraceableModelError(

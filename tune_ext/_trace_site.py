@@ -82,13 +82,7 @@ class Site:
 
     def collapsed(self, value: Value) -> Wire | Constant:
         """A stack, or several results of one operation, as one branch."""
-        if isinstance(value, Stack):
-            parts = [(wire, 1) for wire in value.wires if isinstance(wire, Wire)]
-            return self.builder.concat(parts, self.label) if parts else Constant()
-        if isinstance(value, tuple):
-            wires = [v for v in map(self.collapsed, value) if isinstance(v, Wire)]
-            return wires[0] if wires else Constant()
-        return value
+        return self.builder.collapsed(value, self.label)
 
     @property
     def inner_path(self) -> str:

@@ -146,6 +146,16 @@ class Builder:
             return joined([wire for wire, _ in parts])
         return self._new(_Draft("concat", list(shares), name, shares=list(shares.values())))
 
+    def collapsed(self, value: Value, name: str) -> Wire | Constant:
+        """A stack, or several results of one operation, as one branch."""
+        if isinstance(value, Stack):
+            parts = [(wire, 1) for wire in value.wires if isinstance(wire, Wire)]
+            return self.concat(parts, name) if parts else Constant()
+        if isinstance(value, tuple):
+            wires = [v for v in (self.collapsed(v, name) for v in value) if isinstance(v, Wire)]
+            return wires[0] if wires else Constant()
+        return value
+
     def activate(self, wire: Wire, activation: str) -> Wire:
         """An activation on a branch: the layer's before it, if nothing else takes its value."""
         draft = self._drafts[wire.node]
