@@ -200,7 +200,7 @@ def factors(depth: int, variant: Variant) -> dict[str, float]:
             found[kind] = plan.factor()
     model.initialize_(0)
     for layer in plan.layers:  # what was trained is what a plan would have drawn
-        std = float(model.get_parameter(layer.layer.name).std())
+        std = float(model.get_parameter(layer.layer.name).detach().std())
         assert abs(std / layer.std - 1) < 0.2, (layer, std)
     return found
 
