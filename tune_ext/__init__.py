@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tune_ext._loss_monitor import LossMonitor
     from tune_ext.autohyper import AutoHyper, Parameter, Probe
+    from tune_ext.bohb import BOHB
+    from tune_ext.brackets import Brackets
     from tune_ext.exptest import DecayTest, Ladder, Tuner, learning_rate_bound
     from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
     from tune_ext.lr_scheduler import ExpTestLR, find_lr, resolve_lr
@@ -19,19 +21,25 @@ if TYPE_CHECKING:
         ArchitectureScaledSearch,
         AutoHyperScheduler,
         AutoHyperSearch,
+        BOHBSearch,
         ExpTestScheduler,
         ExpTestSearch,
+        HyperBand,
     )
 
 __all__ = [
+    "BOHB",
     "ArchitectureScaledSearch",
     "AutoHyper",
     "AutoHyperScheduler",
     "AutoHyperSearch",
+    "BOHBSearch",
+    "Brackets",
     "DecayTest",
     "ExpTestLR",
     "ExpTestScheduler",
     "ExpTestSearch",
+    "HyperBand",
     "Ladder",
     "LossMonitor",
     "Parameter",
@@ -51,10 +59,14 @@ _HOME = {
     "AutoHyper": "tune_ext.autohyper",
     "AutoHyperScheduler": "tune_ext.raytune",
     "AutoHyperSearch": "tune_ext.raytune",
+    "BOHB": "tune_ext.bohb",
+    "BOHBSearch": "tune_ext.raytune",
+    "Brackets": "tune_ext.brackets",
     "DecayTest": "tune_ext.exptest",
     "ExpTestLR": "tune_ext.lr_scheduler",
     "ExpTestScheduler": "tune_ext.raytune",
     "ExpTestSearch": "tune_ext.raytune",
+    "HyperBand": "tune_ext.raytune",
     "Ladder": "tune_ext.exptest",
     "LossMonitor": "tune_ext._loss_monitor",
     "Parameter": "tune_ext.autohyper",

@@ -75,6 +75,9 @@ class _Observations:
     def __len__(self) -> int:
         return len(self._row)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._row
+
     def put(self, key: str | None, vector: Array, loss: float) -> None:
         """Note a result; one of the same key is replaced."""
         row = self._row.setdefault(f"#{len(self)}" if key is None else key, len(self))
@@ -193,6 +196,10 @@ class BOHB:
         seen.put(key, vector, number)
         if self._model is None or budget >= self._model[0]:
             self._model = None
+
+    def knows(self, key: str) -> bool:
+        """Whether anything was observed under a key."""
+        return any(key in seen for seen in self._seen.values())
 
     def counts(self) -> dict[float, int]:
         """How many observations there are at each budget."""

@@ -1,6 +1,7 @@
 """The only package, with the benchmark's runner, that knows Ray."""
 
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
+from tune_ext.raytune.bohb import BOHBSearch
 from tune_ext.raytune.brackets import HyperBand
 from tune_ext.raytune.exptest import ExpTestScheduler, ExpTestSearch
 from tune_ext.raytune.scaling import ArchitectureScaledSearch
@@ -9,6 +10,7 @@ __all__ = [
     "ArchitectureScaledSearch",
     "AutoHyperScheduler",
     "AutoHyperSearch",
+    "BOHBSearch",
     "ExpTestScheduler",
     "ExpTestSearch",
     "HyperBand",

@@ -90,6 +90,7 @@ class HyperBand(FIFOScheduler):
         self._time_attr, self._metric, self._mode = time_attr, metric, mode
         self._play = Brackets(self._table, self._eta, asynchronous=self._asynchronous)
         self._recalled: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+        self._last_rung: dict[str, float] = {}  # of trials that were told to stop
         self._resumable: dict[str, bool] = {}  # whether Ray was given the trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
@@ -136,13 +137,20 @@ class HyperBand(FIFOScheduler):
         if decision is Decision.PAUSE:
             _tell_searcher(tune_controller, "on_pause", trial)
             return str(self.PAUSE)
-        return str(self.STOP if decision is Decision.STOP else self.CONTINUE)
+        if decision is Decision.CONTINUE:
+            return str(self.CONTINUE)
+        self._last_rung[trial.trial_id] = due
+        return str(self.STOP)
 
     def on_trial_complete(
         self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
     ) -> None:
         """A trial has ended, by itself or because it was stopped."""
         self._settle()
+        due = self._last_rung.pop(trial.trial_id, None)
+        if due is not None:
+            # Ray shows a searcher the result of a STOP only now, and as the trial keeps it.
+            trial.run_metadata.last_result[BUDGET] = due
         self._play.end(trial.trial_id, self._loss(result))
         self._remember(trial)
 

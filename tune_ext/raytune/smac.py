@@ -17,21 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ConfigSpace import (
-    CategoricalHyperparameter,
-    Configuration,
-    ConfigurationSpace,
-    UniformFloatHyperparameter,
-    UniformIntegerHyperparameter,
-)
+from ConfigSpace import Configuration, ConfigurationSpace
 from ray.tune.search import Searcher
-from ray.tune.search.sample import Categorical
 
 from tune_ext._checks import check_count
 from tune_ext._random import check_seed
-from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+from tune_ext.errors import InvalidValueError, StateError
 from tune_ext.raytune._base import StatefulSearcher, as_number, is_diverged
-from tune_ext.raytune._space import flatten, iter_domains, to_parameters, unflatten
+from tune_ext.raytune._config_space import SearchedSpace, check_points
 
 __all__ = ["SMACSearch"]
 
@@ -80,14 +73,14 @@ class SMACSearch(StatefulSearcher):
         self._n_trials = check_count("n_trials", n_trials)
         given = check_seed(seed)
         self._seed = secrets.randbits(31) if given is None else given
-        self._points = _check_points(points_to_evaluate)
+        self._points = check_points(points_to_evaluate)
         self._events: list[list[Any]] = []
         self._engine: _Engine | None = None
         self._own_space = space is not None
         self._space = None if space is None else self._adopt(space)
 
-    def _adopt(self, space: ConfigurationSpace | Mapping[str, Any]) -> _Space:
-        made = _Space.of(space)
+    def _adopt(self, space: ConfigurationSpace | Mapping[str, Any]) -> SearchedSpace:
+        made = SearchedSpace.of(space)
         for point in self._points:
             made.encode(point)
         return made
@@ -108,7 +101,7 @@ class SMACSearch(StatefulSearcher):
     @staticmethod
     def convert_search_space(spec: Mapping[str, Any]) -> ConfigurationSpace:
         """The ConfigSpace in which nested Tune domains are searched."""
-        return _Space.of(spec).space
+        return SearchedSpace.of(spec).space
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next configuration, or `Searcher.FINISHED` when all were tried."""
@@ -189,10 +182,10 @@ class SMACSearch(StatefulSearcher):
         }
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
-        space = None if state["space"] is None else _Space.from_json(state["space"])
+        space = None if state["space"] is None else SearchedSpace.from_json(state["space"])
         events = [_check_event(event) for event in state["events"]]
         seed, n_trials = int(state["seed"]), int(state["n_trials"])
-        points, own = _check_points(state["points"]), bool(state["own_space"])
+        points, own = check_points(state["points"]), bool(state["own_space"])
         metric, mode = state["metric"], state["mode"]
         # Nothing above has changed the searcher: a damaged state leaves it as it was.
         self._set_metric(metric)
@@ -202,15 +195,6 @@ class SMACSearch(StatefulSearcher):
         self._engine = None
 
 
-def _check_points(points: Any) -> list[dict[str, Any]]:
-    if isinstance(points, Mapping | str) or not isinstance(points or (), Sequence):
-        raise InvalidTypeError(f"points_to_evaluate must be a list of dictionaries, got {points!r}")
-    for point in points or ():
-        if not isinstance(point, Mapping):
-            raise InvalidTypeError(f"points_to_evaluate must hold dictionaries, got {point!r}")
-    return [copy.deepcopy(dict(point)) for point in points or ()]
-
-
 def _check_event(event: Any) -> list[Any]:
     kind, trial_id, *cost = event
     legal = kind == "ask" and not cost
@@ -218,123 +202,6 @@ def _check_event(event: Any) -> list[Any]:
     if not legal or not isinstance(trial_id, str):
         raise StateError(f"the searcher's state has an impossible event: {event!r}")
     return list(event)
-
-
-class _Space:
-    """A space in ConfigSpace's terms, and the way back to Tune's nested configurations.
-
-    Args:
-        space: What SMAC searches.
-        paths: The keys of each parameter in the nested configuration.
-        choices: What the numbers of a Tune choice stand for.
-    """
-
-    def __init__(
-        self,
-        space: ConfigurationSpace,
-        paths: Mapping[str, tuple[Any, ...]],
-        choices: Mapping[str, list[Any]],
-    ) -> None:
-        self.space, self._paths, self._choices = space, dict(paths), dict(choices)
-
-    @classmethod
-    def of(cls, space: Any) -> _Space:
-        """From a ConfigSpace or from Tune's domains."""
-        if isinstance(space, ConfigurationSpace):
-            made = cls(copy.deepcopy(space), {n: tuple(n.split("/")) for n in space}, {})
-        elif isinstance(space, Mapping):
-            made = cls._of_domains(space)
-        else:
-            raise InvalidTypeError(
-                f"space must be a ConfigurationSpace or hold Tune domains, got {space!r}"
-            )
-        if not len(made.space):
-            raise InvalidValueError("the search space is empty: nothing in it is a Tune domain")
-        return made
-
-    @classmethod
-    def _of_domains(cls, space: Mapping[str, Any]) -> _Space:
-        made = ConfigurationSpace()
-        paths: dict[str, tuple[Any, ...]] = {}
-        choices: dict[str, list[Any]] = {}
-        for path, domain in iter_domains(space):
-            name = "/".join(str(key) for key in path)
-            if name in paths:
-                raise InvalidValueError(f"space names {name} twice; rename one of them")
-            paths[name] = path
-            if isinstance(domain, Categorical):
-                choices[name] = list(domain.categories)
-                made.add(CategoricalHyperparameter(name, range(len(domain.categories))))
-            else:
-                made.add(_number(name, path, domain))
-        return cls(made, paths, choices)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Space) and self.to_json() == other.to_json()
-
-    __hash__ = None  # type: ignore[assignment] # a space can change
-
-    def decode(self, config: Configuration) -> dict[str, Any]:
-        """The nested configuration of plain values."""
-        values = {}
-        for name, value in dict(config).items():
-            plain = value.item() if hasattr(value, "item") else value
-            choices = self._choices.get(name)
-            values[self._paths[name]] = plain if choices is None else choices[plain]
-        return unflatten(values)
-
-    def encode(self, point: Mapping[str, Any]) -> Configuration:
-        """The nested configuration as SMAC's; what is not searched is left out."""
-        flat, values = flatten(point), {}
-        for name, path in self._paths.items():
-            if path in flat:
-                values[name] = flat[path]
-                if name in self._choices and flat[path] in self._choices[name]:
-                    values[name] = self._choices[name].index(flat[path])
-        try:
-            return Configuration(self.space, values=values)
-        except Exception as error:  # ConfigSpace's errors have no common base
-            raise InvalidValueError(
-                f"points_to_evaluate has {dict(point)!r}, which is not in the space: {error}"
-            ) from error
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-able values."""
-        return {
-            "space": self.space.to_serialized_dict(),
-            "paths": {name: list(path) for name, path in self._paths.items()},
-            "choices": self._choices,
-        }
-
-    @classmethod
-    def from_json(cls, state: Mapping[str, Any]) -> _Space:
-        """What `to_json` wrote."""
-        return cls(
-            ConfigurationSpace.from_serialized_dict(state["space"]),
-            {name: tuple(path) for name, path in state["paths"].items()},
-            # Ray stands tuples for what is not a plain value; JSON knows lists alone.
-            {name: [_tuples(v) for v in values] for name, values in state["choices"].items()},
-        )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def _number(
-    name: str, path: tuple[Any, ...], domain: Any
-) -> UniformFloatHyperparameter | UniformIntegerHyperparameter:
-    (number,) = to_parameters(unflatten({path: domain}))
-    if number.step is not None and not (number.integer and number.step == 1):
-        raise InvalidValueError(
-            f"space parameter {name!r} has steps of {number.step}, which SMAC does not know; use "
-            "tune.uniform, tune.randint or a tune.choice of the values"
-        )
-    if number.integer:
-        return UniformIntegerHyperparameter(
-            name, int(number.lower), int(number.upper), log=number.log
-        )
-    return UniformFloatHyperparameter(name, number.lower, number.upper, log=number.log)
 
 
 class _Engine:

@@ -1,0 +1,203 @@
+"""BOHBSearch: the conformance suite, what it learns under which scheduler, spaces."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ConfigSpace import (
+    CategoricalHyperparameter,
+    ConfigurationSpace,
+    Constant,
+    EqualsCondition,
+    ForbiddenAndConjunction,
+    ForbiddenEqualsClause,
+    OrdinalHyperparameter,
+    UniformFloatHyperparameter,
+)
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import ConcurrencyLimiter
+
+from tune_ext.benchmark.simulation import simulate
+from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+from tune_ext.raytune import BOHBSearch, HyperBand
+from tune_ext.raytune.testing import SearcherConformance
+
+
+class TestBOHBSearch(SearcherConformance):
+    def make(self, **options: Any) -> Any:
+        return BOHBSearch(**options)
+
+
+class _Trained:
+    """Better with more epochs, best at x = .3; a failure or NaN where asked."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config, self.epoch = config, 0
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        if self.config["x"] > 0.97:
+            raise RuntimeError("as planned")
+        loss = abs(self.config["x"] - 0.3) + 0.1 / self.epoch
+        return {"loss": math.nan if self.config["x"] < 0.02 else loss, "seconds": 1.0}
+
+    def state(self) -> int:
+        return self.epoch
+
+    def load(self, state: int) -> None:
+        self.epoch = state
+
+
+def _searched(tmp_path: Path, scheduler: Any, count: int = 40, workers: int = 1) -> BOHBSearch:
+    class Counted(BOHBSearch):
+        left = count
+        suggested: list[float]
+
+        def suggest(self, trial_id: str) -> Any:
+            if not self.left:
+                return "FINISHED"
+            self.left -= 1
+            config = super().suggest(trial_id)
+            assert config is not None
+            self.suggested.append(config["x"])
+            return config
+
+    search = Counted({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    search.suggested = []
+    simulate(_Trained, search_alg=search, scheduler=scheduler, workers=workers, storage=tmp_path)
+    return search
+
+
+def test_it_sees_every_rung_the_last_included(tmp_path: Path) -> None:
+    scheduler = HyperBand(metric="loss", mode="min", max_t=9, brackets=1)
+    search = _searched(tmp_path, scheduler, count=9)
+    assert search._model is not None
+    assert search._model.counts() == {1: 9, 3: 3, 9: 1}
+
+
+def test_under_other_schedulers_it_sees_every_epoch(tmp_path: Path) -> None:
+    search = _searched(tmp_path, ASHAScheduler(metric="loss", mode="min", max_t=9), count=12)
+    assert search._model is not None
+    counts = search._model.counts()
+    assert counts[1] == 12
+    assert counts[9] >= 1
+    assert list(counts) == [float(epoch) for epoch in range(1, 10)]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_it_finds_the_optimum_and_repeats_itself(tmp_path: Path, workers: int) -> None:
+    def once(name: str) -> list[float]:
+        scheduler = HyperBand(metric="loss", mode="min", max_t=9)
+        search: Any = _searched(tmp_path / name, scheduler, count=50, workers=workers)
+        return list(search.suggested)
+
+    suggested = once("a")
+    assert suggested == once("b")
+    late = [abs(x - 0.3) for x in suggested[25:]]
+    assert sorted(late)[len(late) // 3] < 0.1
+
+
+def test_a_limiter_does_not_stop_it(tmp_path: Path) -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    limited = ConcurrencyLimiter(search, max_concurrent=2)
+    done = simulate(
+        _Trained,
+        search_alg=limited,
+        scheduler=HyperBand(metric="loss", mode="min", max_t=9, brackets=1),
+        workers=2,
+        steps=60,
+        storage=tmp_path,
+    )
+    assert done.steps == 60
+
+
+def _conditional() -> ConfigurationSpace:
+    space = ConfigurationSpace()
+    kind = CategoricalHyperparameter("opt/kind", ["sgd", "adam"])
+    momentum = UniformFloatHyperparameter("opt/momentum", 0.0, 0.99)
+    depth = OrdinalHyperparameter("depth", [1, 2, 4])
+    space.add(kind, momentum, depth, Constant("epochs", 9))
+    space.add(EqualsCondition(momentum, kind, "sgd"))
+    space.add(
+        ForbiddenAndConjunction(
+            ForbiddenEqualsClause(kind, "adam"), ForbiddenEqualsClause(depth, 4)
+        )
+    )
+    return space
+
+
+def test_conditions_constants_and_forbidden_clauses_are_kept() -> None:
+    search = BOHBSearch(_conditional(), metric="loss", mode="min", seed=1)
+    for number in range(60):
+        config = search.suggest(str(number))
+        assert config is not None
+        assert json.loads(json.dumps(config)) == config
+        assert config["epochs"] == 9
+        assert ("momentum" in config["opt"]) == (config["opt"]["kind"] == "sgd")
+        assert (config["opt"]["kind"], config["depth"]) != ("adam", 4)
+        search.on_trial_complete(str(number), {"loss": config["depth"], "training_iteration": 1})
+
+
+def test_quantised_domains_choices_of_anything_and_nesting() -> None:
+    space = {
+        "model": {"width": tune.qrandint(8, 64, 8), "act": tune.choice([("relu", 1), None])},
+        "dropout": tune.quniform(0.0, 0.5, 0.1),
+        "lr": tune.qloguniform(1e-4, 1e-1, 1e-4),
+    }
+    search = BOHBSearch(space, metric="loss", mode="max", seed=0)
+    widths = set()
+    for number in range(40):
+        config = search.suggest(str(number))
+        assert config is not None
+        width = config["model"]["width"]
+        assert width % 8 == 0
+        assert 8 <= width <= 64
+        assert isinstance(width, int)
+        assert config["dropout"] in [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+        assert config["lr"] * 1e4 == pytest.approx(round(config["lr"] * 1e4))
+        assert config["model"]["act"] in [("relu", 1), None]
+        widths.add(width)
+        search.on_trial_complete(str(number), {"loss": width, "training_iteration": 1})
+    assert len(widths) > 2
+
+
+def test_points_come_first_and_the_callers_list_is_left_alone() -> None:
+    points = [{"x": 0.25}, {"x": 0.5}]
+    space = {"x": tune.uniform(0, 1)}
+    search = BOHBSearch(space, metric="loss", mode="min", points_to_evaluate=points, seed=0)
+    assert [search.suggest("a"), search.suggest("b")] == [{"x": 0.25}, {"x": 0.5}]
+    assert points == [{"x": 0.25}, {"x": 0.5}]
+    with pytest.raises(InvalidValueError, match="points_to_evaluate"):
+        BOHBSearch(space, points_to_evaluate=[{"x": 7.0}])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"top": 2}, InvalidValueError, "top"),
+        ({"samples": 1.5}, InvalidTypeError, "samples"),
+        ({"time_attr": ""}, InvalidTypeError, "time_attr"),
+        ({"space": {"x": 1}}, InvalidValueError, "empty"),
+        ({"space": {"x": tune.grid_search([1, 2])}}, InvalidValueError, "grid"),
+        ({"points_to_evaluate": {"x": 1}}, InvalidTypeError, "points_to_evaluate"),
+    ],
+)
+def test_arguments_that_cannot_work_are_named(options: Any, error: Any, said: str) -> None:
+    with pytest.raises(error, match=said):
+        BOHBSearch(**options)
+
+
+def test_a_state_of_another_space_changes_nothing() -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    search.suggest("a")
+    before = json.dumps(search.get_state())
+    other = json.loads(before)
+    other["model"]["parameters"] = ["y"]
+    with pytest.raises(StateError):
+        search.set_state(other)
+    assert json.dumps(search.get_state()) == before

@@ -1,0 +1,196 @@
+"""BOHB's searcher for Ray Tune: a thin adapter over `tune_ext.bohb`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ConfigSpace import ConfigurationSpace
+
+from tune_ext._random import check_seed
+from tune_ext.bohb import BOHB
+from tune_ext.errors import InvalidValueError
+from tune_ext.raytune._base import StatefulSearcher, as_number, check_name
+from tune_ext.raytune._config_space import SearchedSpace, check_points
+from tune_ext.raytune.brackets import BUDGET
+
+__all__ = ["BOHBSearch"]
+
+
+class BOHBSearch(StatefulSearcher):
+    """Suggests configurations by BOHB's model of every budget at which trials were judged.
+
+    Made for `tune_ext.HyperBand`, whose rungs, the last included, it learns from; under any
+    other scheduler, as ASHA, it learns from every result, at the budget that `time_attr` says.
+    Conditions, constants, ordered and quantised parameters and forbidden clauses are kept. A
+    trial that fails, or reports no finite number, counts as worse than any other.
+
+    Source: Falkner, Klein, Hutter, "BOHB", ICML 2018 (arXiv 1807.01774).
+
+    Args:
+        space: A ConfigSpace or nested Tune domains; None takes the experiment's ``param_space``.
+        metric: The result to optimise; None takes Ray's.
+        mode: "min" or "max"; None takes Ray's.
+        points_to_evaluate: Complete configurations that are suggested first.
+        time_attr: The result that says how long a trial has trained.
+        min_points: Observations that a model needs; None: one more than there are parameters.
+        top: Share of the observations that count as good.
+        samples: Candidates of a suggestion.
+        random_fraction: Share of suggestions at random.
+        seed: None is another search every time.
+
+    Raises:
+        InvalidTypeError: An argument has the wrong type.
+        InvalidValueError: An argument has an impossible value, or the space cannot be searched.
+    """
+
+    def __init__(
+        self,
+        space: ConfigurationSpace | Mapping[str, Any] | None = None,
+        metric: str | None = None,
+        mode: str | None = None,
+        points_to_evaluate: Sequence[Mapping[str, Any]] | None = None,
+        time_attr: str = "training_iteration",
+        min_points: int | None = None,
+        top: float = 0.15,
+        samples: int = 64,
+        random_fraction: float = 1 / 3,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(metric, mode)
+        check_name("time_attr", time_attr)
+        given = check_seed(seed)
+        self._options: dict[str, Any] = {
+            "min_points": min_points,
+            "top": top,
+            "samples": samples,
+            "random_fraction": random_fraction,
+            "seed": secrets.randbits(31) if given is None else given,
+        }
+        BOHB(ConfigurationSpace({"x": (0.0, 1.0)}), **self._options)  # says what is wrong with them
+        self._time_attr = time_attr
+        self._points = check_points(points_to_evaluate)
+        self._next_point = 0
+        self._live: dict[str, dict[str, Any]] = {}
+        self._rungs = False  # whether the scheduler says at which results trials are judged
+        self._own_space = space is not None
+        self._space: SearchedSpace | None = None
+        self._model: BOHB | None = None
+        if space is not None:
+            self._adopt(SearchedSpace.of(space, steps=True))
+
+    def _adopt(self, space: SearchedSpace) -> None:
+        for point in self._points:
+            space.encode(point)
+        self._space, self._model = space, BOHB(space.space, **self._options)
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: Mapping[str, Any], **spec: Any
+    ) -> bool:
+        """Take the space of the experiment, unless the constructor was given one."""
+        self._fill_metric_and_mode(metric, mode)
+        if self._own_space:
+            return False
+        space = SearchedSpace.of(config, steps=True)
+        if self._space is None:
+            self._adopt(space)
+        return space == self._space
+
+    @staticmethod
+    def convert_search_space(spec: Mapping[str, Any]) -> ConfigurationSpace:
+        """The ConfigSpace in which nested Tune domains are searched."""
+        return SearchedSpace.of(spec, steps=True).space
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the next configuration."""
+        space, model = self._ready()
+        if self._next_point < len(self._points):
+            values = dict(space.encode(self._points[self._next_point]))
+            self._next_point += 1
+        else:
+            values = model.suggest().config
+        config = space.decode(values)
+        self._live[trial_id] = {k: _plain(v) for k, v in dict(space.encode(config)).items()}
+        return config
+
+    def _ready(self) -> tuple[SearchedSpace, BOHB]:
+        if self._space is None or self._model is None:
+            raise InvalidValueError(
+                "BOHBSearch has no search space: pass space, or a param_space with Tune domains"
+            )
+        if self._metric is None or self._mode is None:
+            raise InvalidValueError(
+                f"BOHBSearch needs a metric and a mode, got {self._metric!r} and {self._mode!r}: "
+                "pass them to it or to TuneConfig"
+            )
+        return self._space, self._model
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Learn from a result at which the trial was judged."""
+        self._learn(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learn from the last result, which Ray shows here alone; or that there is none."""
+        if result is not None and not error:
+            self._learn(trial_id, result)
+        config = self._live.pop(trial_id, None)
+        if error and config is not None and self._model and not self._model.knows(trial_id):
+            lowest = min(self._model.counts(), default=1.0)
+            self._model.observe(config, lowest, None, key=trial_id)
+
+    def on_pause(self, trial_id: str) -> None:
+        """A pause changes nothing."""
+
+    def on_unpause(self, trial_id: str) -> None:
+        """Nor does its end."""
+
+    def _learn(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        config = self._live.get(trial_id)
+        if config is None or self._model is None:
+            return
+        self._rungs = self._rungs or BUDGET in result
+        budget = as_number(result.get(BUDGET if self._rungs else self._time_attr))
+        if budget is None:
+            return
+        value = as_number(result.get(str(self._metric)))
+        loss = value if value is None or self._mode == "min" else -value
+        self._model.observe(config, budget, loss, key=trial_id)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "metric": self._metric,
+            "mode": self._mode,
+            "options": self._options,
+            "time_attr": self._time_attr,
+            "points": self._points,
+            "next_point": self._next_point,
+            "live": self._live,
+            "rungs": self._rungs,
+            "own_space": self._own_space,
+            "space": None if self._space is None else self._space.to_json(),
+            "model": None if self._model is None else self._model.to_json(),
+        }
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        space = None if state["space"] is None else SearchedSpace.from_json(state["space"])
+        options, model = dict(state["options"]), None
+        if space is not None:
+            model = BOHB(space.space, **options)
+            model.load_json(state["model"])
+        points, live = check_points(state["points"]), dict(state["live"])
+        next_point, rungs = int(state["next_point"]), bool(state["rungs"])
+        metric, mode, time_attr = state["metric"], state["mode"], str(state["time_attr"])
+        own = bool(state["own_space"])
+        # Nothing above has changed the searcher: a damaged state leaves it as it was.
+        self._set_metric(metric)
+        self._mode, self._time_attr, self._own_space = mode, time_attr, own
+        self._space, self._model, self._options = space, model, options
+        self._points, self._next_point = points, next_point
+        self._live, self._rungs = live, rungs
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
