@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import math
 import random
@@ -21,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune_ext._checks import check_choice
+from tune_ext._paths import AGGREGATES, CONVENTIONS
 from tune_ext._plan_cache import Path, Read, ReadCache, Recorder
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 if TYPE_CHECKING:
-    from tune_ext._graph import Aggregate
+    from tune_ext._graph import Aggregate, Convention
     from tune_ext.scaling import Plan
 
 __all__ = ["ArchitectureFactors", "Unplanned"]
@@ -58,10 +60,13 @@ class ArchitectureFactors:
             configuration to these.
         base: A plan, a configuration, or None for the published base.
         rate: The path of the learning rate, on which no architecture depends.
-        aggregate: How `tune_ext.scaling.plan` adds up paths; None for its default.
+        aggregate: An option of `tune_ext.scaling.plan`; None for that of a base that is a plan,
+            or else for its default.
+        in_degree: As `aggregate`.
 
     Raises:
         InvalidTypeError: An argument has the wrong type.
+        InvalidValueError: An option is not known, or not that of the base.
     """
 
     def __init__(
@@ -70,15 +75,18 @@ class ArchitectureFactors:
         example_input: Any,
         base: Any = None,
         rate: Path = (),
-        aggregate: str | None = None,
+        aggregate: Aggregate | None = None,
+        in_degree: Convention | None = None,
     ) -> None:
         if not callable(model_fn):
             raise InvalidTypeError(
                 f"model_fn must be a function from a configuration to a module, got {model_fn!r}"
             )
         self._model_fn, self._example = model_fn, _on_meta(example_input)
-        check_choice("aggregate", aggregate, ("sum", "mean", None))
-        self._base, self._aggregate = _check_base(base, aggregate)
+        check_choice("aggregate", aggregate, (*AGGREGATES, None))
+        check_choice("in_degree", in_degree, (*CONVENTIONS, None))
+        self._base = _check_base(base)
+        self._options = _options(self._base, {"aggregate": aggregate, "in_degree": in_degree})
         self._rates = (rate,)
         self._base_plan: Plan | None = None
         self._factors = ReadCache[float]()
@@ -140,7 +148,7 @@ class ArchitectureFactors:
         base: Any = self._base
         if base is not None:
             base = _digest(base if isinstance(base, Mapping) else base.to_dict())
-        return {"rate": list(self._rates[0]), "base": base, "aggregate": self._aggregate}
+        return {"rate": list(self._rates[0]), "base": base, **self._options}
 
     def state(self) -> dict[str, Any]:
         """Everything that was planned, JSON-able; what failed is tried again after a restore."""
@@ -155,7 +163,7 @@ class ArchitectureFactors:
         if state["settings"] != self.settings():
             raise StateError(
                 f"the factors were saved with the settings {state['settings']}, but these are "
-                f"{self.settings()}: use the same lr, base and aggregate"
+                f"{self.settings()}: use the same lr, base, aggregate and in_degree"
             )
         factors: ReadCache[float] = ReadCache.of_state(state["factors"])
         for factor in factors.answers():
@@ -184,7 +192,7 @@ class ArchitectureFactors:
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", scaling.ScalingWarning)
-                    plan = scaling.plan(model, example, aggregate=self._aggregate)
+                    plan = scaling.plan(model, example, **self._options)
             except Exception as error:
                 return _explain("planning", error, config, recorder.reads), recorder.reads
         self._warn(said)
@@ -259,25 +267,37 @@ def _on_meta(example: Any) -> Any:
     return _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), example)
 
 
-def _check_base(base: Any, aggregate: Any) -> tuple[Any, Aggregate]:
-    """The base, and how paths are added up: as in a base that is a plan."""
-    from tune_ext.scaling import DEFAULT_AGGREGATE, Plan
+def _check_base(base: Any) -> Any:
+    from tune_ext.scaling import Plan
 
-    if isinstance(base, Plan):
-        if aggregate not in (None, base.aggregate):
-            raise InvalidValueError(
-                f"base adds up its paths by aggregate={base.aggregate!r}, so aggregate cannot be "
-                f"{aggregate!r}: make both the same, or leave it out"
-            )
-        base.factor()  # an error unless it has a learning rate
-        return base, base.aggregate
-    if base is None:
-        return base, aggregate or DEFAULT_AGGREGATE
+    if base is None or isinstance(base, Plan):
+        if base is not None:
+            base.factor()  # an error unless it has a learning rate
+        return base
     if isinstance(base, Mapping):
-        return copy.deepcopy(dict(base)), aggregate or DEFAULT_AGGREGATE
+        return copy.deepcopy(dict(base))
     raise InvalidTypeError(
         f"base must be a plan, a configuration for model_fn, or None, got {base!r}"
     )
+
+
+def _options(base: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """How networks are planned: as the base, if that is a plan."""
+    from tune_ext.scaling import Plan, plan
+
+    options = {}
+    for name, value in asked.items():
+        options[name] = inspect.signature(plan).parameters[name].default
+        if isinstance(base, Plan):
+            options[name] = getattr(base, name)
+            if value not in (None, options[name]):
+                raise InvalidValueError(
+                    f"base was planned with {name}={options[name]!r}, so {name} cannot be "
+                    f"{value!r}: make both the same, or leave it out"
+                )
+        elif value is not None:
+            options[name] = value
+    return options
 
 
 def _merged(below: Config, above: Config) -> dict[Any, Any]:

@@ -382,6 +382,11 @@ def test_the_base_is_a_plan_a_configuration_or_the_published_one() -> None:
     assert scaled(Scripted(), base=published).plan(config).aggregate == "sum"
     with pytest.raises(InvalidValueError, match="aggregate cannot be 'mean'"):
         scaled(Scripted(), base=published, aggregate="mean")
+    options = {"aggregate": "gain", "in_degree": "stream"}
+    stream = scaling.plan(network(config), INPUT, **options)
+    for search in (scaled(Scripted(), base=stream), scaled(Scripted(), **options)):
+        plan = search.plan(config)
+        assert (plan.aggregate, plan.in_degree) == ("gain", "stream")
     with pytest.raises(InvalidValueError, match=r"base, as a configuration, .* KeyError: 'depth'"):
         scaled(Scripted(config), base={"width": 1}).suggest("a")
 
@@ -503,6 +508,7 @@ def test_scaling_a_configuration_afterwards() -> None:
         ((Scripted(), network, INPUT), {"base": 3}, InvalidTypeError, "base must be a plan"),
         ((Scripted(), network, INPUT), {"lr": 3}, InvalidTypeError, "lr must be the name"),
         ((Scripted(), network, INPUT), {"aggregate": "max"}, InvalidValueError, "aggregate must"),
+        ((Scripted(), network, INPUT), {"in_degree": "x"}, InvalidValueError, "in_degree must"),
         ((Scripted(), network, INPUT), {"on_error": "x"}, InvalidValueError, "on_error must be"),
     ],
 )
@@ -616,7 +622,7 @@ def damage(state: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
         (["plans", "factors", 0, "answers", 0, 1], -1.0, "impossible factor"),
         (["plans", "factors"], 3, "is damaged"),
         (["constants"], [[["a"], {"set": [1]}]], "is damaged"),
-        (["plans", "settings", "rate"], ["eta"], "use the same lr, base and aggregate"),
+        (["plans", "settings", "rate"], ["eta"], "use the same lr, base, aggregate"),
     ],
 )
 def test_a_state_that_cannot_be_taken_changes_nothing(
@@ -636,7 +642,7 @@ def test_a_state_that_cannot_be_taken_changes_nothing(
 def test_a_state_of_another_base_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "state", base={"depth": 3})
     for other in ({}, {"base": {"depth": 4}}, {"base": {"depth": 3}, "aggregate": "sum"}):
-        with pytest.raises(StateError, match="use the same lr, base and aggregate"):
+        with pytest.raises(StateError, match="use the same lr, base, aggregate"):
             scaled(Scripted(), **other).restore(str(tmp_path / "state"))
     scaled(Scripted(), base={"depth": 3}).restore(str(tmp_path / "state"))
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tune_ext._graph import Aggregate, Convention
     from tune_ext.scaling import Plan
 
 __all__ = ["ArchitectureScaledSearch"]
@@ -79,7 +80,9 @@ class ArchitectureScaledSearch(StatefulSearcher):
             configuration for `model_fn` (what it leaves out comes from the constants of
             ``param_space``), or None for the published one.
         lr: Where the learning rate is in the configuration; ``"optimizer/lr"`` if it is nested.
-        aggregate: How paths are added up, see `tune_ext.scaling.plan`; None for its default.
+        aggregate: An option of `tune_ext.scaling.plan`. None: as in a base that is a plan, or else
+            its default.
+        in_degree: As `aggregate`.
         on_error: What becomes of an architecture that cannot be planned: "unscaled" warns once
             and keeps the base rate, "raise" ends the run.
 
@@ -98,7 +101,8 @@ class ArchitectureScaledSearch(StatefulSearcher):
         *,
         base: Plan | Config | None = None,
         lr: str = "lr",
-        aggregate: str | None = None,
+        aggregate: Aggregate | None = None,
+        in_degree: Convention | None = None,
         on_error: Literal["unscaled", "raise"] = "unscaled",
     ) -> None:
         super().__init__(None, None)
@@ -107,7 +111,7 @@ class ArchitectureScaledSearch(StatefulSearcher):
         check_choice("on_error", on_error, ("unscaled", "raise"))
         self._lr, self._on_error = lr, on_error
         self._factors = ArchitectureFactors(
-            model_fn, example_input, base, tuple(lr.split("/")), aggregate
+            model_fn, example_input, base, tuple(lr.split("/")), aggregate, in_degree
         )
         self._constants: dict[str, Any] = {}
         self._has_rate: bool | None = None
@@ -306,7 +310,7 @@ class ArchitectureScaledSearch(StatefulSearcher):
 
         Raises:
             StateError: The file is damaged, of an unknown version, of something else, or of a
-                search with another base, learning rate or aggregate.
+                search with another base, learning rate, aggregate or in-degree.
         """
         where = f"the searcher's state in {checkpoint_path}"
         try:
