@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -428,7 +429,7 @@ def test_what_ray_did_not_restore_is_tried_again(monkeypatch: pytest.MonkeyPatch
     restored = searched()
     restored.set_state(json.loads(json.dumps(search.get_state())))
     clock = iter(range(100))
-    monkeypatch.setattr(_base.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_base, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     asked = [restored.suggest(f"new{i}") for i in range(20)]
     given = [config["lr"] for config in asked if config is not None]
     assert set(given) <= set(lost)
@@ -442,7 +443,7 @@ def test_a_trial_that_ray_dropped_without_a_word_is_tried_again(
     search = searched()
     lost = search.suggest("t0")
     clock = iter(range(100))
-    monkeypatch.setattr(_base.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_base, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     asked = [search.suggest(f"new{i}") for i in range(30)]
     assert asked[:20] == [None] * 20
     given = {f"new{i}": config for i, config in enumerate(asked) if config is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def test_what_ray_did_not_restore_is_asked_for_again(monkeypatch: pytest.MonkeyP
     restored = searched()
     restored.set_state(json.loads(json.dumps(search.get_state())))
     clock = iter(range(100))
-    monkeypatch.setattr(_base.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_base, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     asked = [restored.suggest(f"new{i}") for i in range(20)]
     given = [config["lr"] for config in asked if config is not None]
     assert given == lost
@@ -297,7 +298,7 @@ def test_restored_trials_that_report_are_waited_for(monkeypatch: pytest.MonkeyPa
     restored.set_state(search.get_state())
     restored.on_trial_result("t1", result(0.9, epoch=1))
     clock = iter(range(100))
-    monkeypatch.setattr(_base.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(_base, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert [restored.suggest(f"new{i}") for i in range(20)] == [None] * 20
 
 
