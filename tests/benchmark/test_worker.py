@@ -65,11 +65,19 @@ def test_what_an_epoch_costs_is_timed_where_it_is_trained(monkeypatch):
     assert _epoch_seconds(FakeTask()) == 2.0
 
 
-def test_epochs_under_way_at_the_end_of_a_search_with_workers_count_nowhere():
+def test_epochs_that_nobody_asked_for_were_used_all_the_same():
     study = make_study(workers=3)
     cell = CellRun(Cell(study.tasks[0], "random", 0), study)
     cell.journaled = 12
-    assert cell.epochs_used == 10
+    assert cell.epochs_used == 12
+
+
+def test_workers_train_exactly_the_budget_and_every_epoch_is_seen(tmp_path):
+    study = make_study(methods=("random",), seeds=(0,), budget=9, workers=2)
+    (record,) = run_study(study, RecordStore(tmp_path / "out"), Quiet())
+    assert record.failures == []
+    # The journal of the trials, which names every epoch that was trained, had no other.
+    assert record.epochs_used == len(record.history["trial"]) == 9
 
 
 def test_trials_run_on_a_cluster_that_runs_already(cluster, tmp_path):

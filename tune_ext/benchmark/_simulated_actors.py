@@ -109,8 +109,15 @@ class _Actor:
 class Actors:
     """Stands in for Ray's `RayActorManager`: the same methods, over a queue of events."""
 
-    def __init__(self, make: Callable[[dict[str, Any]], SimulatedTrainable], workers: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[dict[str, Any]], SimulatedTrainable],
+        workers: int,
+        most_steps: int | None = None,
+        most_seconds: float | None = None,
+    ) -> None:
         self._make, self._workers = make, workers
+        self._most_steps, self._most_seconds = most_steps, most_seconds
         self._order = itertools.count()
         self._events: list[_Event] = []
         self._pending: dict[TrackedActor, dict[str, Any]] = {}
@@ -118,6 +125,8 @@ class Actors:
         self._busy = 0.0
         self.clock = 0.0
         self.steps = 0
+        self.begun = 0
+        self.exhausted = False
         self.errors: list[str] = []
 
     @property
@@ -130,15 +139,34 @@ class Actors:
         return self._busy + sum(self.clock - e.begun for e in self._events)
 
     def next(self, timeout: float | None = None) -> bool:
-        """Start what can be started, then handle the earliest event."""
+        """Start what can be started, then handle the earliest event that the budget allows."""
         self._start()
         if not self._events:
+            self.exhausted = self._no_step_left
+            return False
+        if self._cut_off():
             return False
         event = heapq.heappop(self._events)
         self.clock = event.time
         self._busy += event.time - event.begun
         event.call()
         return True
+
+    @property
+    def _no_step_left(self) -> bool:
+        return self._most_steps is not None and self.begun >= self._most_steps
+
+    def _cut_off(self) -> bool:
+        """Stop the clock where the seconds are used up, if that is before the next event."""
+        if self._most_seconds is None or self.exhausted:
+            return self.exhausted
+        span = self._events[0].time - self.clock
+        left = self._most_seconds - self.busy()
+        training = sum(e.time > e.begun for e in self._events)
+        if training * span > left + 1e-12 * self._most_seconds:
+            self.clock += max(0.0, left) / training
+            self.exhausted = True
+        return self.exhausted
 
     def _start(self) -> None:
         while self._pending and len(self._live_actors_to_ray_actors_resources) < self._workers:
@@ -194,6 +222,9 @@ class Actors:
         _return_future: bool = False,
     ) -> Any:
         """Do it now; its callback comes when the clock says that it is done."""
+        train = method_name == "train"
+        if train and self._no_step_left:
+            return None  # it waits for the end of the run
         if method_name == "stop" or tracked_actor not in self._live_actors_to_ray_actors_resources:
             return None
         actor = self._live_actors_to_ray_actors_resources[tracked_actor][0]
@@ -207,7 +238,8 @@ class Actors:
                 failed, failure = on_error, error
                 self._schedule(tracked_actor, 0.0, lambda: failed(tracked_actor, failure))
             return None
-        if method_name == "train":
+        if train:
+            self.begun += 1
             seconds = result["time_this_iter_s"]
         self._schedule(tracked_actor, seconds, lambda: self._done(tracked_actor, result, on_result))
         return None
@@ -218,6 +250,7 @@ class Actors:
         if isinstance(result, dict):
             self.steps += 1
             result["simulated_time"] = result["timestamp"] = self.clock
+            result["simulated_busy"] = self.busy()
         if on_result is not None:
             on_result(actor, result)
 

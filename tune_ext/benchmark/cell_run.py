@@ -17,7 +17,10 @@ from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.study import Cell, Study
 from tune_ext.errors import InvalidValueError
 
-__all__ = ["CellRun", "Phase", "Place"]
+__all__ = ["NO_RESULT", "CellRun", "Phase", "Place"]
+
+NO_RESULT = "no finite result: the default was evaluated instead"
+"""The failure of a search that found nothing to recommend."""
 
 
 class Phase(Enum):
@@ -82,6 +85,7 @@ class CellRun:
     makespan: float | None = None
     busy_seconds: float | None = None
     journaled: int = 0
+    trained: int = 0
 
     def __post_init__(self) -> None:
         self.task = self.cell.task.create()
@@ -103,12 +107,11 @@ class CellRun:
     def epochs_used(self) -> int:
         """Epochs that the search has trained, every one counted.
 
-        Those that were trained and never reported are in the journal. Where several trials
-        run at once, as many as are under way at the end are cut off and count nowhere; so
-        does what a budget in seconds had no room for.
+        Those that were trained and never reported are in the journal, or told by the
+        simulation. What a budget in seconds had no room for was cut off, and is none.
         """
-        unreported = self.journaled - (self.study.workers - 1)
-        return max(len(self.history), 0 if self.study.unit == "seconds" else unreported)
+        trained = 0 if self.study.unit == "seconds" else max(self.journaled, self.trained)
+        return max(len(self.history), trained)
 
     def request(self, journal: Path | None) -> tuple[str, dict[str, Any]]:
         """The message that starts the present phase."""
@@ -163,6 +166,7 @@ class CellRun:
         self._answer, self._schedule = payload["answer"], payload.get("schedule")
         self.details = payload["details"]
         self.makespan, self.busy_seconds = payload.get("makespan"), payload.get("busy_seconds")
+        self.trained = payload.get("epochs", 0)
         self._add_incumbent(payload.get("incumbent"))
         if payload["errors"]:
             count, last = len(payload["errors"]), payload["errors"][-1]
@@ -212,7 +216,7 @@ class CellRun:
             default = dict(self.task.default_config)
             self.recommendation = {"config": default, "source": "default"}
             if METHODS[self.cell.method].build is not None:
-                self.failures.append("no finite result: the default was evaluated instead")
+                self.failures.append(NO_RESULT)
         self._enter(Phase.EVALUATE)
 
     def record(self) -> CellRecord:

@@ -51,9 +51,11 @@ class Simulated:
 
     Args:
         clock: Simulated seconds from the start to the end.
-        busy: Simulated seconds of training, over all workers; what was cut off counts in part.
+        busy: Simulated seconds of training, over all workers; what was cut off counts in part,
+            so that a run that ends with its budget in seconds has used exactly that.
         trials: How many trials were created.
         steps: How many training steps were reported.
+        begun: How many were begun; those that a scheduler cut off are among them.
         errors: The errors of trials that crashed, in order.
     """
 
@@ -61,6 +63,7 @@ class Simulated:
     busy: float
     trials: int
     steps: int
+    begun: int
     errors: tuple[str, ...]
 
 
@@ -72,6 +75,8 @@ def simulate(
     stopper: Any = None,
     callbacks: Sequence[Any] = (),
     workers: int = 1,
+    steps: int | None = None,
+    seconds: float | None = None,
     storage: str | Path,
     name: str = "simulated",
 ) -> Simulated:
@@ -87,6 +92,10 @@ def simulate(
         stopper: A Ray stopper.
         callbacks: Ray callbacks.
         workers: How many trials train at the same time.
+        steps: The run ends with its so many-th training step. A step is paid for when it
+            begins: no other begins then, and those that are under way are finished.
+        seconds: The run ends when so many seconds were trained, by all workers together; a
+            step that is under way then is cut off, and nobody sees its result.
         storage: A directory for whatever Ray insists on writing.
         name: Of the experiment.
 
@@ -102,7 +111,7 @@ def simulate(
     if not isinstance(search, SearchGenerator):
         search = _Generator(search)
     search.add_configurations([experiment])
-    actors = Actors(trainable, workers)
+    actors = Actors(trainable, workers, steps, seconds)
     controller = _Controller(
         actors,
         search_alg=search,
@@ -124,6 +133,7 @@ def simulate(
         actors.busy(),
         len(controller.get_trials()),
         actors.steps,
+        actors.begun,
         tuple(actors.errors),
     )
 
@@ -276,6 +286,12 @@ class _Controller(TuneController):  # type: ignore[misc] # Ray's classes are unt
                 )
         else:
             self._idle = 0
+
+    def _stop_experiment_if_needed(self) -> None:
+        """As Ray's, and when the budget is used up."""
+        if self._actor_manager.exhausted:
+            self._should_stop_experiment = True
+        super()._stop_experiment_if_needed()
 
     def checkpoint(self, force: bool = False, wait: bool = False) -> None:
         """Nothing is saved."""

@@ -112,11 +112,14 @@ class Study:
         cell_seconds: A cell that takes longer is stopped as a failure.
         description: Free text.
         unit: "epochs"; "trainings": as many epochs as that many full-length trainings of the
-            task have; or "seconds" of training, all workers together. In seconds, the first
-            epoch that would exceed the budget ends the search and is not counted: no method
-            sees its result.
-        workers: How many trials of a cell can run at once. An epoch that is under way when
-            the budget is used up is cut off, and counts nowhere.
+            task have; or "seconds" of training, all workers together. In seconds, an epoch
+            that is under way when the budget is used up is cut off: its time counts up to
+            then, and no method sees its result.
+        workers: How many trials of a cell can run at once. An epoch is paid for when it
+            begins: when all are paid for no other begins, and those that are under way are
+            finished. Two cases are less exact, each by at most `workers - 1` epochs that
+            nobody sees: trials on a cluster, and trials that are really trained under a
+            budget in seconds, as what an epoch takes is known when it is over.
     """
 
     title: str

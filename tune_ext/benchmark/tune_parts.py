@@ -7,21 +7,17 @@ import itertools
 import math
 import os
 import pickle
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray.tune import Callback, Stopper, Trainable
+from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tune_ext._loss_monitor import LossMonitor
-from tune_ext.benchmark import tasks
+from tune_ext.benchmark._trainables import LookupTrainable, TaskTrainable, permits_of
 from tune_ext.benchmark.methods import Setup
-from tune_ext.benchmark.study import TaskSpec
-from tune_ext.raytune._base import RESERVED_KEY
 
 __all__ = [
     "BudgetStopper",
@@ -30,115 +26,8 @@ __all__ = [
     "StreamSearch",
     "TaskTrainable",
     "Watch",
+    "permits_of",
 ]
-
-
-class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyped
-    """A task as a class trainable: one step is one epoch, and a reset costs next to nothing.
-
-    `reset_config` starts a new run in the same process, where torch is imported and the
-    data is loaded, so that with `reuse_actors=True` a trial costs its training. A run that
-    has diverged ends its own trial. `tune.with_parameters` passes the arguments of `setup`.
-    """
-
-    def setup(
-        self, config: dict[str, Any], task: TaskSpec, seed: int, journal: str | None = None
-    ) -> None:
-        """Remember the task, and start the first run.
-
-        Args:
-            config: Ray's configuration of the trial.
-            task: What to train.
-            seed: Of the data split, the weights and the batches.
-            journal: A file that gets one line for every epoch trained, whatever Ray makes
-                of its result: the count that budgets are checked against.
-        """
-        self._task, self._seed, self._journal = task.create(), seed, journal
-        self._begin(config)
-
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        values = {k: v for k, v in config.items() if k != RESERVED_KEY}
-        self._run = tasks.start(self._task, values, seed=self._seed)
-        self._loss_monitor = LossMonitor(config) if self._task.loss is not None else None
-
-    def step(self) -> dict[str, Any]:
-        """Train one epoch."""
-        started = time.perf_counter()
-        metrics = self._run.train_epoch()
-        seconds = time.perf_counter() - started
-        if self._journal is not None:
-            with open(self._journal, "a", encoding="utf-8") as file:
-                file.write(f"{self.trial_id} {self._run.epoch}\n")
-        return {
-            **metrics,
-            "epoch": self._run.epoch,
-            "train_seconds": seconds,
-            "done": bool(metrics.get("diverged", False)),
-            "found": {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {},
-            **_report_losses(self._loss_monitor, self._run),
-        }
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the run's state."""
-        with Path(checkpoint_dir, "run.pkl").open("wb") as file:
-            monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
-            pickle.dump({"run": self._run.state_dict(), "monitor": monitor}, file)
-
-    def load_checkpoint(self, checkpoint: str) -> None:
-        """Go on where the state was written."""
-        with Path(checkpoint, "run.pkl").open("rb") as file:
-            state = pickle.load(file)
-        self._run.load_state_dict(state["run"])
-        if self._loss_monitor is not None:
-            self._loss_monitor.load_state_dict(state["monitor"])
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start over with another configuration, in this process."""
-        self._begin(new_config)
-        return True
-
-
-class LookupTrainable:
-    """A simulated task for `simulation.simulate`: one step is one epoch that is looked up.
-
-    Args:
-        task: Its `train_epoch` says how many `seconds` an epoch costs.
-        seed: Of the runs.
-        config: Ray's configuration of the trial.
-    """
-
-    def __init__(self, task: tasks.Task, seed: int, config: Mapping[str, Any]) -> None:
-        values = {k: v for k, v in config.items() if k != RESERVED_KEY}
-        self._run = tasks.start(task, values, seed=seed)
-        self._loss_monitor = LossMonitor(config) if task.loss is not None else None
-
-    def step(self) -> dict[str, Any]:
-        """Look up one epoch."""
-        metrics = dict(self._run.train_epoch())
-        found = {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {}
-        done = bool(metrics.get("diverged", False))
-        told = {"epoch": self._run.epoch, "done": done, "found": found}
-        return {**metrics, **told, **_report_losses(self._loss_monitor, self._run)}
-
-    def state(self) -> Any:
-        """What `load` needs."""
-        monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
-        return {"run": self._run.state_dict(), "monitor": monitor}
-
-    def load(self, state: Any) -> None:
-        """Go on from there."""
-        self._run.load_state_dict(state["run"])
-        if self._loss_monitor is not None:
-            self._loss_monitor.load_state_dict(state["monitor"])
-
-
-def _report_losses(monitor: LossMonitor | None, run: tasks.TaskRun) -> dict[str, Any]:
-    """What `tune_ext.LossMonitor` has to say of the losses of the run's last epoch."""
-    if monitor is None:
-        return {}
-    for loss in run.step_losses:
-        monitor.step(loss)
-    return monitor.report()
 
 
 class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
@@ -336,6 +225,8 @@ class BudgetStopper(Stopper):  # type: ignore[misc] # Ray's classes are untyped
         report: Called with every result before anyone decides about it.
         give_up: Ends the run when it returns True.
         cost: What a result uses of the budget; one, for its epoch, by default.
+        on_end: Called when the budget is used, with whether a result had no room in it. Ray
+            tells the searcher of such a result all the same.
     """
 
     def __init__(
@@ -345,19 +236,27 @@ class BudgetStopper(Stopper):  # type: ignore[misc] # Ray's classes are untyped
         report: Callable[[str, dict[str, Any]], None],
         give_up: Callable[[], bool] = lambda: False,
         cost: Callable[[Mapping[str, Any]], float] = lambda result: 1,
+        on_end: Callable[[bool], None] = lambda overran: None,
     ) -> None:
         self._budget, self._used, self._over = budget, 0.0, False
         self._full_length = full_length
         self._report, self._give_up, self._cost = report, give_up, cost
+        self._on_end = on_end
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Count one epoch."""
-        used = self._used + self._cost(result)
-        if self._over or used > self._budget * (1 + 1e-12):
+        if result.get("over") or self._over:  # nothing was trained, or nothing is counted
             self._over = True
+            return True
+        used = self._used + self._cost(result)
+        if used > self._budget * (1 + 1e-12):
+            self._over = True
+            self._on_end(True)
             return True
         self._used = used
         self._over = used >= self._budget
+        if self._over:
+            self._on_end(False)
         self._report(trial_id, result)
         at_end = self._full_length is not None and result["epoch"] >= self._full_length
         return at_end or self._over

@@ -23,13 +23,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tune_ext.benchmark._permits import Permits
 from tune_ext.benchmark.methods import METHODS, Search, Setup
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tally import Tally, epochs_allowed
@@ -142,7 +143,7 @@ class _Worker:
         tally = Tally(task, request["unit"], search.answer)
         run = self._simulate if task.simulated else self._tune
         ended = run(search, setup, tally, request)
-        answer = search.answer()
+        answer = ended.pop("answer") if "answer" in ended else search.answer()
         schedule = getattr(search, "schedule", None)
         self._pipe.send(
             (
@@ -172,16 +173,24 @@ class _Worker:
         return max(1, int(request["budget"] / self._epoch_seconds[spec.label]))
 
     def _stopper(
-        self, search: Search, setup: Setup, request: Mapping[str, Any], watch: Any, report: Any
+        self,
+        search: Search,
+        setup: Setup,
+        request: Mapping[str, Any],
+        watch: Any,
+        report: Any,
+        on_end: Callable[[bool], None] = lambda overran: None,
     ) -> Any:
         from tune_ext.benchmark.tune_parts import BudgetStopper
 
         full_length = None if search.stops_trials else setup.max_epochs
         if request["unit"] == "seconds":
             return BudgetStopper(
-                request["budget"], full_length, report, lambda: watch.hopeless, _cost
+                request["budget"], full_length, report, lambda: watch.hopeless, _cost, on_end
             )
-        return BudgetStopper(setup.budget, full_length, report, lambda: watch.hopeless)
+        return BudgetStopper(
+            setup.budget, full_length, report, lambda: watch.hopeless, on_end=on_end
+        )
 
     def _simulate(
         self, search: Search, setup: Setup, tally: Tally, request: Mapping[str, Any]
@@ -194,7 +203,8 @@ class _Worker:
 
         def report(trial_id: str, result: dict[str, Any]) -> None:
             nonlocal told
-            tally.add(trial_id, result, result["simulated_time"], _cost(result))
+            cost = result["simulated_busy"] - tally.cost  # what is under way counts up to now
+            tally.add(trial_id, result, result["simulated_time"], cost)
             if time.monotonic() - told > _TELL_EVERY:
                 self._tell_history(tally)
                 told = time.monotonic()
@@ -208,12 +218,23 @@ class _Worker:
                 callbacks=[watch],
                 workers=request["workers"],
                 storage=str(self._scratch / "storage"),
+                **self._limit(setup, request),
             )
         finally:
             self._tell_history(tally)
         if watch.hopeless:
             raise RuntimeError(f"{len(done.errors)} trials crashed: {done.errors[-1]}")
-        return {"makespan": done.clock, "busy_seconds": done.busy, "errors": list(done.errors)}
+        return {
+            "makespan": done.clock,
+            "busy_seconds": done.busy,
+            "errors": list(done.errors),
+            "epochs": done.begun if request["unit"] != "seconds" else done.steps,
+        }
+
+    def _limit(self, setup: Setup, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The budget, for `simulate`."""
+        seconds = request["unit"] == "seconds"
+        return {"seconds": request["budget"]} if seconds else {"steps": setup.budget}
 
     def _tell_history(self, tally: Tally) -> None:
         self._pipe.send(("history", {"history": tally.history, "incumbents": tally.incumbents}))
@@ -226,7 +247,17 @@ class _Worker:
         from tune_ext.benchmark.tune_parts import TaskTrainable, Watch
 
         started = time.monotonic()
-        watch = Watch()
+        watch, permits = Watch(), _permits(setup, request)
+        if permits is not None:
+            permits.reset()
+        cut: dict[str, Any] = {}
+        answer, budget = search.answer, float(request["budget"])  # Ray pickles what stops a run
+
+        def on_end(overran: bool) -> None:
+            if overran:  # what the method would say without the result that had no room
+                cut.update(answer=answer(), busy_seconds=budget)
+            if permits is not None:
+                permits.close()
 
         def report(trial_id: str, result: dict[str, Any]) -> None:
             seconds = time.monotonic() - started
@@ -245,11 +276,12 @@ class _Worker:
                     task=TaskSpec(**request["task"]),
                     seed=setup.seed,
                     journal=request["journal"],
+                    permits=None if permits is None else setup.budget,
                 ),
                 name=name,
                 search_alg=search.search_alg,
                 scheduler=search.scheduler,
-                stop=self._stopper(search, setup, request, watch, report),
+                stop=self._stopper(search, setup, request, watch, report, on_end),
                 callbacks=[watch],
                 num_samples=-1,
                 reuse_actors=True,
@@ -267,7 +299,7 @@ class _Worker:
         if watch.hopeless:
             raise RuntimeError(f"{len(watch.errors)} trials crashed: {watch.errors[-1]}")
         makespan = time.monotonic() - started
-        return {"makespan": makespan, "busy_seconds": tally.cost, "errors": watch.errors}
+        return {"makespan": makespan, "busy_seconds": tally.cost, "errors": watch.errors, **cut}
 
     def evaluate(self, request: dict[str, Any]) -> None:
         """Test a configuration once a seed, each time trained in full from scratch.
@@ -329,6 +361,19 @@ def _tested(seed: int, test: Mapping[str, Any], metrics: Mapping[str, Any]) -> d
         "test_loss": _finite(test.get("test_loss")),
         "validation_error": _finite(metrics.get("validation_error")),
     }
+
+
+def _permits(setup: Setup, request: Mapping[str, Any]) -> Permits | None:
+    """Where trials that run at once count the epochs that they begin; else None.
+
+    Not on a cluster, where they share no file, nor for a budget in seconds: what an epoch
+    takes is known when it is over.
+    """
+    from tune_ext.benchmark.tune_parts import permits_of
+
+    if request["journal"] is None or request["workers"] == 1 or request["unit"] == "seconds":
+        return None
+    return Permits(permits_of(request["journal"]), setup.budget)
 
 
 def _cost(result: Mapping[str, Any]) -> float:

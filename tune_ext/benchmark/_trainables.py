@@ -1,0 +1,149 @@
+"""Tasks as what Ray trains: a class trainable, and one for the simulated clock."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Trainable
+
+from tune_ext._loss_monitor import LossMonitor
+from tune_ext.benchmark import tasks
+from tune_ext.benchmark._permits import Permits
+from tune_ext.benchmark.study import TaskSpec
+from tune_ext.raytune._base import RESERVED_KEY
+
+__all__ = ["LookupTrainable", "TaskTrainable", "permits_of"]
+
+
+def permits_of(journal: str) -> Path:
+    """Where the permits are counted whose epochs are written into `journal`."""
+    return Path(f"{journal}.permits")
+
+
+class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyped
+    """A task as a class trainable: one step is one epoch, and a reset costs next to nothing.
+
+    `reset_config` starts a new run in the same process, where torch is imported and the
+    data is loaded, so that with `reuse_actors=True` a trial costs its training. A run that
+    has diverged ends its own trial. `tune.with_parameters` passes the arguments of `setup`.
+    """
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        task: TaskSpec,
+        seed: int,
+        journal: str | None = None,
+        permits: int | None = None,
+    ) -> None:
+        """Remember the task, and start the first run.
+
+        Args:
+            config: Ray's configuration of the trial.
+            task: What to train.
+            seed: Of the data split, the weights and the batches.
+            journal: A file that gets one line for every epoch trained, whatever Ray makes
+                of its result: the count that budgets are checked against.
+            permits: How many epochs all trials together may train, counted beside the
+                journal; None where one trial runs at a time and the stopper counts.
+        """
+        self._task, self._seed, self._journal = task.create(), seed, journal
+        self._permits = None
+        if journal is not None and permits is not None:
+            self._permits = Permits(permits_of(journal), permits)
+        self._begin(config)
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        values = {k: v for k, v in config.items() if k != RESERVED_KEY}
+        self._run = tasks.start(self._task, values, seed=self._seed)
+        self._loss_monitor = LossMonitor(config) if self._task.loss is not None else None
+
+    def step(self) -> dict[str, Any]:
+        """Train one epoch, if the budget has one left."""
+        if self._permits is not None and not self._permits.wait(Path(str(self._journal))):
+            return {"epoch": self._run.epoch, "train_seconds": 0.0, "done": True, "over": True}
+        started = time.perf_counter()
+        try:
+            metrics = self._run.train_epoch()
+        except BaseException:
+            if self._permits is not None:
+                self._permits.give_back()
+            raise
+        seconds = time.perf_counter() - started
+        if self._journal is not None:
+            with open(self._journal, "a", encoding="utf-8") as file:
+                file.write(f"{self.trial_id} {self._run.epoch}\n")
+        return {
+            **metrics,
+            "epoch": self._run.epoch,
+            "train_seconds": seconds,
+            "done": bool(metrics.get("diverged", False)),
+            "found": {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {},
+            **_report_losses(self._loss_monitor, self._run),
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Write the run's state."""
+        with Path(checkpoint_dir, "run.pkl").open("wb") as file:
+            monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
+            pickle.dump({"run": self._run.state_dict(), "monitor": monitor}, file)
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Go on where the state was written."""
+        with Path(checkpoint, "run.pkl").open("rb") as file:
+            state = pickle.load(file)
+        self._run.load_state_dict(state["run"])
+        if self._loss_monitor is not None:
+            self._loss_monitor.load_state_dict(state["monitor"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start over with another configuration, in this process."""
+        self._begin(new_config)
+        return True
+
+
+class LookupTrainable:
+    """A simulated task for `simulation.simulate`: one step is one epoch that is looked up.
+
+    Args:
+        task: Its `train_epoch` says how many `seconds` an epoch costs.
+        seed: Of the runs.
+        config: Ray's configuration of the trial.
+    """
+
+    def __init__(self, task: tasks.Task, seed: int, config: Mapping[str, Any]) -> None:
+        values = {k: v for k, v in config.items() if k != RESERVED_KEY}
+        self._run = tasks.start(task, values, seed=seed)
+        self._loss_monitor = LossMonitor(config) if task.loss is not None else None
+
+    def step(self) -> dict[str, Any]:
+        """Look up one epoch."""
+        metrics = dict(self._run.train_epoch())
+        found = {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {}
+        done = bool(metrics.get("diverged", False))
+        told = {"epoch": self._run.epoch, "done": done, "found": found}
+        return {**metrics, **told, **_report_losses(self._loss_monitor, self._run)}
+
+    def state(self) -> Any:
+        """What `load` needs."""
+        monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
+        return {"run": self._run.state_dict(), "monitor": monitor}
+
+    def load(self, state: Any) -> None:
+        """Go on from there."""
+        self._run.load_state_dict(state["run"])
+        if self._loss_monitor is not None:
+            self._loss_monitor.load_state_dict(state["monitor"])
+
+
+def _report_losses(monitor: LossMonitor | None, run: tasks.TaskRun) -> dict[str, Any]:
+    """What `tune_ext.LossMonitor` has to say of the losses of the run's last epoch."""
+    if monitor is None:
+        return {}
+    for loss in run.step_losses:
+        monitor.step(loss)
+    return monitor.report()
