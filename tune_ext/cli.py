@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import os
 import signal
 import sys
@@ -36,13 +37,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     sys.path.append(os.getcwd())  # so that a study can name a task of the user's own
     try:
-        return int(options.run(options))
+        return _flushed(int(options.run(options)))
+    except BrokenPipeError:
+        # Whoever read, as `head` does, has seen enough. Python would complain once more when
+        # it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except TuneExtError as error:
         print(f"tune-ext: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
         return 130
+
+
+def _flushed(status: int) -> int:
+    """The status, after everything was written: a broken pipe shows when it is used."""
+    sys.stdout.flush()
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +182,7 @@ _FEW = 3
 def _shortened(row: Sequence[str], parameters: int) -> list[str]:
     """A row of a table for the terminal, where many parameters would fill the screen."""
     if parameters <= _FEW or row[_CHOSEN] == "none":
-        return list(row)
+        return [*row[:_CHOSEN], row[_CHOSEN].replace("), ", ")\n"), *row[_CHOSEN + 1 :]]
     return [*row[:_CHOSEN], f"{parameters} parameters: see report.html", *row[_CHOSEN + 1 :]]
 
 
@@ -180,12 +192,20 @@ def _print_table(part: TaskReport) -> None:
 
     table = Table(title=part.task, title_justify="left")
     for place, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if place in (0, 4) else "right")
+        # Two lines, so that the cells decide the widths and nothing in them is broken.
+        heading = column.replace(" [", "\n[").replace(" (", "\n(").replace("error, ", "error,\n")
+        table.add_column(heading, justify="left" if place in (0, 5) else "right", no_wrap=True)
     for row in part.rows:
         table.add_row(*_shortened(row, part.parameters))
     console = Console()
-    # A pipe has no width of its own: nothing may be cut off there.
-    console.print(table) if console.is_terminal else Console(width=140).print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    # A pipe has no width of its own: nothing may be cut off there. And when nobody reads from
+    # it any longer, rich would end the program by itself.
+    text = io.StringIO()
+    Console(width=140, file=text).print(table)
+    print(text.getvalue(), end="")
 
 
 def _list(options: argparse.Namespace) -> int:

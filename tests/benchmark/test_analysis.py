@@ -6,6 +6,7 @@ import pytest
 from tests.benchmark.examples import make_record
 from tests.benchmark.several import METHODS, several_records, several_study
 from tune_ext.benchmark.analysis import analyse, median_curve, used
+from tune_ext.benchmark.cell_run import NO_RESULT
 
 STUDY = {"title": "t", "settings": {"final_seeds": 1, "budget_unit": "epochs"}}
 
@@ -83,7 +84,53 @@ def test_what_has_no_record_at_all_is_still_to_go():
     records = [r for r in several_records() if r.key[0] != "task 6" and r.seed < 5]
     said = analyse(records, given).sentences
     lacking = 6 * 6 * 1 + 5 * 6  # one seed of six tasks, and all of the last but bohb's
-    assert said[-1] == f"The study is not finished: {lacking} cells to go."
+    assert said[-1].startswith(f"The study is not finished: {lacking} cells to go. ")
+    assert "different seeds so far" in said[-1]
+    assert not any("not finished" in s for s in analyse(list(several_records()), study()).sentences)
+
+
+def test_an_unfinished_study_is_compared_on_the_seeds_that_all_have():
+    # The last seed of asha is not there yet, and is the one that was bad for everybody.
+    records = [
+        make_record(m, s, (e + 5.0 * (s == 3),), label=task, regret_range=(0.0, 1.0))
+        for task in ("a", "b")
+        for m, e in (("random", 0.1), ("asha", 0.2))
+        for s in range(4)
+        if (m, s) != ("asha", 3)
+    ]
+    across = analyse(records, study()).across
+    assert across.means["a"] == pytest.approx({"random": 0.1, "asha": 0.2})
+    assert across.methods == ("random", "asha")
+
+
+def diverged_once(method, seeds=8):
+    """Everywhere the best, but for one evaluation that diverged beyond all measure."""
+    for task in ("a", "b"):
+        for seed in range(seeds):
+            lost = method == "tpe" and seed == 5
+            error = 4e7 if lost else {"tpe": 0.1, "random": 0.2}[method] + 0.001 * seed
+            yield make_record(
+                method, seed, (error,), label=task, worst_error=4e7, regret_range=(0.0, 1.0)
+            )
+
+
+def test_one_diverged_evaluation_does_not_decide_a_task():
+    found = analyse([*diverged_once("random"), *diverged_once("tpe")], study())
+    for task in found.tasks:
+        assert [m.method for m in task.methods] == ["tpe", "random"]
+        assert task.methods[0].mean > 1e6, "the mean is shown, and decides nothing"
+    assert found.across.places["a"] == {"tpe": 1, "random": 2}
+    assert found.across.means["a"]["tpe"] < 0.2
+    assert not any("e+0" in s for t in found.tasks for s in t.sentences)
+
+
+def test_a_search_without_a_result_is_told_to_be_judged_by_the_default():
+    lost = make_record("autohyper", 0, (0.4,), failures=[NO_RESULT])
+    [task] = analyse([lost, make_record("random", 0, (0.1,))], STUDY).tasks
+    told = "Searches without any finite result, judged by the default's error: autohyper in 1."
+    assert told in task.sentences
+    [conditions] = [c for c in analyse([lost], STUDY).conditions if "without any finite" in c]
+    assert "counted as a failure" in conditions
 
 
 def test_losses_are_told():

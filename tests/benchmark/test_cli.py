@@ -267,6 +267,36 @@ def test_records_are_exported(tmp_path, capsys):
     }
 
 
+def reported(tmp_path):
+    store = RecordStore(tmp_path)
+    store.open(make_study(methods=("random", "tpe")))
+    chosen = {"config": {"lr": 0.0001234, "weight_decay": 0.00001234}}
+    for seed in range(3):
+        store.append(make_record("random", seed, (0.3,), recommendation=chosen))
+        more = {"config": {"lr": 0.0023 * (seed + 1), "weight_decay": 0.0012 * (seed + 1)}}
+        store.append(make_record("tpe", seed, (0.2,), recommendation=more))
+    store.close()
+
+
+def test_what_was_chosen_is_not_broken_in_a_pipe(tmp_path, capsys):
+    reported(tmp_path)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("lr 0.0046 (0.0023 to 0.0069)" in line for line in lines)
+    assert any("weight_decay 0.0024 (0.0012 to 0.0036)" in line for line in lines)
+    assert max(map(len, lines[:12])) <= 140
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    reported(tmp_path)
+    command = [sys.executable, "-m", "tune_ext.cli", "report", str(tmp_path)]
+    read, write = os.pipe()
+    os.close(read)  # nobody reads, as when `head` has ended
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_live_table_shows_the_same():
     from rich.console import Console
 

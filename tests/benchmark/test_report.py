@@ -17,8 +17,8 @@ def test_rows_are_sorted_by_test_error_and_those_without_come_last():
         make_record("better", test_errors=(0.1,), recommendation={"config": {"lr": 0.0123}}),
     ]
     assert table_rows(analyse(records, STUDY).tasks[0]) == [
-        ("better", "10.00 (one seed) %", "10.00", "10", "2.0", "lr 0.012", "0 of 1"),
-        ("worse", "50.00 ± 10.00 %", "50.00 [40.00, 60.00]", "10", "2.0", "lr 0.01", "0 of 2"),
+        ("better", "10.00 %", "10.00 (one seed) %", "10", "2.0", "lr 0.012", "0 of 1"),
+        ("worse", "50.00 % [40.00, 60.00]", "50.00 ± 10.00 %", "10", "2.0", "lr 0.01", "0 of 2"),
         ("broken", "none", "none", "10", "2.0", "none", "1 of 1"),
     ]
 
@@ -43,8 +43,8 @@ def test_the_page_has_table_verdict_failures_and_conditions(store):
     assert [f.name for f in files] == names
     page = files[1].read_text()
     assert page.startswith("# The title\n")
-    assert "| random | 30.50 ± 0.50 % |" in page
-    assert "Lowest mean test error: random" in page
+    assert "| random | 30.50 % [30.00, 31.00] | 30.50 ± 0.50 % |" in page
+    assert "Lowest interquartile mean of the test error: random, 30.50 %" in page
     assert "autohyper chooses by the response alone" in page
     assert "exptest chooses" not in page
     assert "* autohyper, seeds 0, 1: why" in page

@@ -45,6 +45,7 @@ def test_a_study_is_read_from_toml():
         ("budget = 30", "budget = 0", 10, "positive"),
         ("budget = 30", "budget = 2.5", 10, "whole number"),
         ("budget = 30", "budjet = 30", 10, "not known"),
+        ("budget = 30", 'budget = 30\ntitle = "x"', 11, "at the top of the file"),
         ("seeds = [4, 2]", "seeds = [4, -2]", 9, "non-negative"),
         ("seeds = [4, 2]", "seeds = [4, 4]", 9, "repeated"),
         ("seeds = [4, 2]", "seeds = 0", 9, "positive count"),

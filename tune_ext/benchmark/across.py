@@ -61,10 +61,13 @@ def compare_tasks(
     names = [n for n in names if n not in left_out]
     if len(names) < 2 or len(tasks) < 2:
         return None
-    runs = {name: [_regrets(task, name, scales[task.label]) for task in tasks] for name in names}
+    seeds = {t.label: _common_seeds(t, names) for t in tasks}
+    runs = {
+        name: [_regrets(t, name, scales[t.label], seeds[t.label]) for t in tasks] for name in names
+    }
     regret = {name: bootstrap_iqm(runs[name]) for name in names}
     names.sort(key=lambda n: regret[n].value)
-    table = np.array([[float(np.mean(runs[n][i])) for n in names] for i in range(len(tasks))])
+    table = np.array([[interquartile_mean(runs[n][i]) for n in names] for i in range(len(tasks))])
     places = rankdata(table, axis=1)
     labels = [t.label for t in tasks]
     known = all(t.regret_range is not None for t in tasks)
@@ -98,10 +101,22 @@ def _nested(
     }
 
 
-def _regrets(task: TaskAnalysis, name: str, scale: tuple[float, float]) -> list[float]:
+def _common_seeds(task: TaskAnalysis, names: Sequence[str]) -> set[int]:
+    """The seeds that all methods have; where there is none, those of any.
+
+    A study that is not finished has more seeds of some methods than of others.
+    """
+    sets = [{c.seed for c in m.cells} for m in task.methods if m.method in names]
+    return set.intersection(*sets) or set.union(*sets)
+
+
+def _regrets(
+    task: TaskAnalysis, name: str, scale: tuple[float, float], seeds: set[int]
+) -> list[float]:
     """One number a seed; a method without any result has the worst error on each."""
     [result] = [m for m in task.methods if m.method == name]
-    scores = list(result.scores.values()) or [task.worst] * len(result.cells)
+    own = [c.seed for c in result.cells if c.seed in seeds]
+    scores = [result.scores.get(seed, task.worst) for seed in own]
     return [float(normalised_regret(s, *scale)) for s in scores]
 
 

@@ -1,8 +1,10 @@
 """What a study's records say, in numbers: the data behind the report, the page and the pictures.
 
-Nothing here draws or writes. A cell that has no test result counts as the worst error that its
-task knows, so that a method cannot gain by failing; a method none of whose cells has a result on
-a task has no mean there.
+Nothing here draws or writes. A search without any finite result recommends the default, as whoever
+runs it would: it is judged by the default's error, and counted as a failure. A cell that has no
+test result, because the final training failed, counts as the worst error that its task knows; a
+method none of whose cells has a result on a task has no mean there. Methods are ordered by their
+interquartile means, which a worst error that is thousands of times the others does not decide.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from tune_ext.benchmark._unavailable import grouped
+from tune_ext.benchmark.cell_run import NO_RESULT
 from tune_ext.benchmark.methods import METHODS
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.stats import (
@@ -104,7 +107,7 @@ class MethodResult:
         method: Its name.
         cells: Its records, in the order of the seeds.
         scores: Seed → test error, a cell without result counted as the worst.
-        mean: Mean of the scores; NaN when no cell has a result.
+        mean: Mean of the scores, for information; NaN when no cell has a result.
         error: Standard error of the mean; NaN with fewer than two.
         iqm: Interquartile mean with its bootstrap interval; None without results.
         failed: How many cells have a failure.
@@ -134,10 +137,20 @@ class MethodResult:
         """Whether the method is this package's."""
         return is_ours(self.method)
 
+    @property
+    def middle(self) -> float:
+        """The interquartile mean; NaN when no cell has a result."""
+        return math.nan if self.iqm is None else self.iqm.value
+
+    @property
+    def fell_back(self) -> int:
+        """How many searches had no finite result, so that the default was recommended."""
+        return sum(NO_RESULT in cell.failures for cell in self.cells)
+
 
 @dataclass(frozen=True)
 class TaskAnalysis:
-    """One task of a study: methods best mean first, those without results last."""
+    """One task of a study: lowest interquartile mean first, those without results last."""
 
     label: str
     name: str
@@ -181,7 +194,8 @@ class Across:
         methods: Those with results on every task, lowest interquartile mean first.
         tasks: Labels.
         regret: Method → interquartile mean of normalised regret, stratified over tasks.
-        means: Task → method → mean normalised regret.
+        means: Task → method → interquartile mean over seeds of the normalised regret: what is
+            ranked and tested. Seeds are those that all methods have on the task.
         places: Task → method → rank, 1 the best.
         ranks: Average ranks and what may be told apart; None with fewer than three methods.
         pairs: Wilcoxon's test of each pair, with Holm's correction.
@@ -311,7 +325,7 @@ def _task(
     budget = max([budget, *(p[0] for c in curves.values() for s in c for p in s)])
     target = _target(curves)
     results = [_result(m, g, curves[m], worst, target, lines) for m, g in groups.items()]
-    results.sort(key=lambda r: (math.isnan(r.mean), r.mean if not math.isnan(r.mean) else 0.0))
+    results.sort(key=lambda r: math.inf if r.iqm is None else r.iqm.value)
     seconds = max((r.seconds for r in results), default=0.0)
     return TaskAnalysis(
         label=label,

@@ -186,14 +186,14 @@ def _places(across: Across) -> Spec:
             {"field": "t", "title": "task"},
             {"field": "m", "title": "method"},
             {"field": "p", "title": "rank"},
-            {"field": "v", "title": "mean normalised regret", "format": ".4~g"},
+            {"field": "v", "title": "normalised regret, interquartile mean", "format": ".4~g"},
         ],
     )
     return _chart(
         "across-places",
         spec,
         title="Rank on each task",
-        note="By mean normalised regret; 1 is best.",
+        note="By the interquartile mean of normalised regret over seeds; 1 is best.",
         least=90 + 30 * k,
         heat=rows,
     )

@@ -1,8 +1,10 @@
 """A study's findings in words: who is best, what cannot be told apart, where ours lose.
 
-A method is told apart from the best of a task when Student's 95 % interval of their difference
-on paired seeds leaves out zero; over tasks, when Wilcoxon's test with Holm's correction does at
-5 %. Losses of this package's methods are told as plainly as wins.
+The best of a task has the lowest interquartile mean, and so it is ranked among tasks: with fewer
+than four seeds that is the mean, with more one diverged evaluation cannot decide it. A method is
+told apart from the best of a task when Student's 95 % interval of their mean difference on paired
+seeds leaves out zero; over tasks, when Wilcoxon's test of the tasks' interquartile means with
+Holm's correction does at 5 %. Losses of this package's methods are told as plainly as wins.
 """
 
 from __future__ import annotations
@@ -62,11 +64,12 @@ def _task(task: TaskAnalysis, analysis: Analysis) -> list[str]:
         return ["No method has a test result."]
     best = ranked[0]
     if len(ranked) == 1:
-        return [f"Only {best.method} has test results: {task.told(best.mean)} {_judged(task)}."]
+        return [f"Only {best.method} has test results: {task.told(best.middle)} {_judged(task)}."]
     differences = {m.method: paired_difference(m.scores, best.scores) for m in ranked[1:]}
     said = [
-        f"Lowest mean {_judged(task)}: {best.method}, {task.told(best.mean)}; "
-        f"next is {ranked[1].method} with {task.told(ranked[1].mean)}."
+        f"Lowest interquartile mean of the {_judged(task)}: {best.method}, "
+        f"{task.told(best.middle)}; next is {ranked[1].method} with "
+        f"{task.told(ranked[1].middle)}."
     ]
     said += _apart(task, best, differences)
     for place, own in enumerate(ranked):
@@ -94,6 +97,12 @@ def _apart(
         said.append(f"These {seeds} seeds do not tell {_join(same)} apart from {best.method}.")
     if worse:
         said.append(f"Worse than {best.method} beyond the noise: {_join(worse)}.")
+    better = [m for m, d in differences.items() if d.high < 0]
+    if better:
+        said.append(
+            f"Beyond the noise {_join(better)} has the lower mean, though not the lower "
+            "interquartile mean: look at the seeds."
+        )
     if seeds < _FEW_SEEDS:
         said.append(f"{_count(seeds, 'seed')} are too few to tell close methods apart.")
     return said
@@ -108,20 +117,27 @@ def _own(
     analysis: Analysis,
 ) -> str:
     best = ranked[0]
-    told = f"{own.method} is number {place + 1} of {len(ranked)}, {task.told(own.mean)}"
+    told = f"{own.method} is number {place + 1} of {len(ranked)}, {task.told(own.middle)}"
     points = " points" if task.percent else ""
-    gap = f"{task.scale * difference.mean:.3g}{points} behind {best.method}"
+    gap = f"{task.scale * (own.middle - best.middle):.3g}{points} behind {best.method}"
     if difference.seeds > 1:
         low, high = task.scale * difference.low, task.scale * difference.high
         noise = "beyond" if difference.exceeds_noise else "within"
-        gap += f" (95 % interval {low:+.2g} to {high:+.2g}, {noise} the noise)"
+        what = "mean difference, 95 % interval"
+        gap += f" ({what} {low:+.2g} to {high:+.2g}, {noise} the noise)"
     spent = f"; it used {own.units:.3g} of the {task.budget:g} {analysis.budget_unit}"
     return f"{told}, {gap}{spent if own.units < 0.95 * task.budget else ''}."
 
 
 def _failures(task: TaskAnalysis) -> list[str]:
     failed = [f"{m.method} in {m.failed} of {len(m.cells)}" for m in task.methods if m.failed]
-    return [f"Cells with failures: {', '.join(failed)}."] if failed else []
+    said = [f"Cells with failures: {', '.join(failed)}."] if failed else []
+    fell = [f"{m.method} in {m.fell_back}" for m in task.methods if m.fell_back]
+    if fell:
+        said.append(
+            f"Searches without any finite result, judged by the default's error: {', '.join(fell)}."
+        )
+    return said
 
 
 # Several tasks.
@@ -215,7 +231,13 @@ def _unfinished(analysis: Analysis, study: Mapping[str, Any]) -> list[str]:
         for method in methods:
             if not {label, method, f"{method} on {label}"} & not_run:
                 lacking += len(seeds - done.get(method, set()))
-    return [f"The study is not finished: {_count(lacking, 'cell')} to go."] if lacking else []
+    if not lacking:
+        return []
+    return [
+        f"The study is not finished: {_count(lacking, 'cell')} to go. Methods of one task may have "
+        "different seeds so far: their own numbers are over the seeds that each has; differences, "
+        "ranks and tests are over those that they have in common."
+    ]
 
 
 def _conditions(
@@ -233,9 +255,14 @@ def _conditions(
         )
     said.append(
         f"Each recommendation is trained at full length with {_count(finals, 'other seed')} and "
-        "tested once each, outside the budget. A cell without a test result counts as the worst "
-        "error that its task knows. Intervals of single comparisons are not corrected for their "
-        "number; those across tasks are (Holm)."
+        "tested once each, outside the budget. A search without any finite result recommends the "
+        "default, is judged by its error and counted as a failure; a cell whose final training "
+        "has no result counts as the worst error that its task knows. Methods are ordered by the "
+        "interquartile mean over seeds, which a diverged evaluation does not decide (below four "
+        "seeds it is the mean), and that number of each task is what is ranked and what "
+        "Wilcoxon's test compares. Intervals of single comparisons are Student's, of mean "
+        "differences on paired seeds, and are not corrected for their number; tests across tasks "
+        "are (Holm)."
     )
     if any(task.simulated for task in analysis.tasks):
         said.append(

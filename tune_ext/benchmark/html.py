@@ -159,7 +159,7 @@ def _body(analysis: Analysis, number: Mapping[str, int], drawn: Sequence[Spec]) 
         inner = _task(task, analysis, place, number, by_name)
         if several:
             best = next((m.method for m in task.methods if m.scores), "no result")
-            small = f"<small>{escape(f'lowest mean: {best}')}</small>"
+            small = f"<small>{escape(f'lowest: {best}')}</small>"
             opened = " open" if place < _OPEN_TASKS else ""
             head = f'<details class="task"{opened}><summary>{escape(task.label)}{small}</summary>'
             said = "".join(f"<li>{escape(s)}</li>" for s in task.sentences)
@@ -316,8 +316,12 @@ def _methods(task: TaskAnalysis, analysis: Analysis, place: int) -> str:
     target = f"reached {task.told(task.target)} after" if task.target is not None else "target"
     columns = [
         ("method", "text"),
-        (f"test {task.error_name}{', %' if task.percent else ''}, mean ± SE", "number"),
-        ("interquartile mean, 95 % interval", "number"),
+        (
+            f"test {task.error_name}{', %' if task.percent else ''}: interquartile mean, "
+            "95 % interval",
+            "number",
+        ),
+        ("mean ± SE", "number"),
         (f"{analysis.budget_unit} used, median", "number"),
         (f"{timed}, median", "number"),
         ("workers idle", "number"),
@@ -344,8 +348,8 @@ def _method(m: MethodResult, task: TaskAnalysis, place: int) -> str:
     cells = [
         f'<td class="text name" data-value="{name}"><span class="mark" data-colour="{name}">'
         f"</span>{name}</td>",
+        _number(m.middle, middle),
         _number(m.mean, mean),
-        _number(m.iqm.value if m.iqm else math.nan, middle),
         _number(m.units, f"{m.units:.4g}"),
         _number(m.seconds, f"{m.seconds:,.1f}"),
         _number(m.idle, "" if m.idle is None else f"{100 * m.idle:.0f} %"),

@@ -29,8 +29,8 @@ __all__ = [
 
 COLUMNS = (
     "method",
-    "test error (mean ± SE)",
-    "interquartile mean [95 % interval]",
+    "test error, interquartile mean [95 % interval]",
+    "mean ± SE",
     "used (median)",
     "search, s (median)",
     "chosen (median, range)",
@@ -50,12 +50,12 @@ class TaskReport:
 
 
 def table_rows(task: TaskAnalysis) -> list[tuple[str, ...]]:
-    """The table's cells as text, best mean test error first, those without any last."""
+    """The table's cells as text, lowest interquartile mean first, those without any last."""
     return [
         (
             m.method,
-            _mean(m, task),
             _middle(m, task),
+            _mean(m, task),
             f"{m.units:.4g}",
             f"{m.seconds:.1f}",
             ", ".join(f"{name} {told}" for name, told in m.chosen.items()) or "none",
@@ -80,9 +80,9 @@ def _middle(m: MethodResult, task: TaskAnalysis) -> str:
     if m.iqm is None:
         return "none"
     if not math.isfinite(m.iqm.low):
-        return _number(task, m.iqm.value)
+        return f"{_number(task, m.iqm.value)}{task.unit}"
     low, high = _number(task, m.iqm.low), _number(task, m.iqm.high)
-    return f"{_number(task, m.iqm.value)} [{low}, {high}]"
+    return f"{_number(task, m.iqm.value)}{task.unit} [{low}, {high}]"
 
 
 def markdown(analysis: Analysis) -> str:
@@ -136,7 +136,7 @@ def _across(analysis: Analysis, across: Across) -> list[str]:
         "method",
         "normalised regret, interquartile mean [95 % interval]",
         "average rank",
-        "tasks with the lowest mean",
+        "tasks on which it is the best",
         "failed cells",
     )
     pictures = ["![All tasks together](comparison.svg)", ""]

@@ -175,6 +175,10 @@ def _near(name: str) -> str:
 def _unknown(table: str, key: str) -> str:
     known = sorted(_TABLES[table])
     place = f"in [{table}]" if table else "at the top"
+    for other, keys in _TABLES.items():
+        if other != table and key in keys:
+            where = f"in [{other}]" if other else "at the top of the file, before the first table"
+            return f"{key} does not belong {place}: write it {where}"
     return f"{key} is not known {place}; known: {', '.join(known)}{suggest(key, known)}"
 
 
@@ -207,4 +211,8 @@ def _line_of(text: str, error: InvalidValueError) -> str:
         if key_name and not table.startswith("tasks"):
             first.setdefault(key_name, number)
     named = [word for word in re.findall(r"[A-Za-z_]+", str(error)) if word in first]
-    return f", line {first[named[0]]}" if named else ""
+    if not named:
+        return ""
+    inside = re.search(r" in \[([a-z]+)\]", str(error))
+    exact = lines.get((inside.group(1), named[0])) if inside else None
+    return f", line {exact or first[named[0]]}"
