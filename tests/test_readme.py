@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parents[1] / "README.md"
 
 MY_PROJECT = """
@@ -59,6 +61,7 @@ def test_the_example_in_torch_runs(tmp_path):
     assert (tmp_path / "ladder.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_example_in_ray_runs(tmp_path):
     _, code = examples()
     shorter = code.replace("AutoHyperSearch()", "AutoHyperSearch(max_probes=3)")

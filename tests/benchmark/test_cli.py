@@ -158,6 +158,7 @@ def hanging(study_file, tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_stopping_it_leaves_nothing_behind_and_says_how_to_go_on(hanging):
     process, scratch = hanging
     workers = descendants(process.pid)
@@ -170,6 +171,7 @@ def test_stopping_it_leaves_nothing_behind_and_says_how_to_go_on(hanging):
     assert all(is_gone(pid) for pid in workers)
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_runner_is_killed(hanging):
     process, _ = hanging
     time.sleep(2)  # a worker that is just starting notices when it has started

@@ -339,6 +339,7 @@ def comparison(tmp_path_factory):
     return {r.method: r for r in run_study(study, RecordStore(out), Silent())}
 
 
+@pytest.mark.slow
 def test_budgets_are_exact(comparison):
     for method, record in comparison.items():
         assert record.failures == [], method
@@ -420,6 +421,7 @@ def own_rates(tmp_path_factory):
     return {(r.method, r.task["name"]): r for r in records}, observer
 
 
+@pytest.mark.slow
 def test_each_trial_of_exptest_and_random_finds_its_own_rate(own_rates):
     records, _ = own_rates
     record = records["exptest+random", FAKE]
