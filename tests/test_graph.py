@@ -30,8 +30,8 @@ WEIGHTS = [
 ]
 
 
-def layer(*inputs: int, name: str = "w") -> Node:
-    return Node("layer", inputs, Layer(name, "linear", (), 8, 8, 1, (8, 8)))
+def layer(*inputs: int, name: str = "w", normalized: bool = False) -> Node:
+    return Node("layer", inputs, Layer.of(name, (8, 8), normalized=normalized))
 
 
 def graph(*nodes: Node, output: int | None = None) -> NetworkGraph:
@@ -46,7 +46,7 @@ def graphs(draw, most: int = 9, ops=("layer", "add", "concat", "product", "zero"
         op = draw(st.sampled_from(ops))
         source = st.integers(0, index - 1)
         if op == "layer":
-            nodes.append(layer(draw(source)))
+            nodes.append(layer(draw(source), normalized=draw(st.booleans())))
         elif op == "input":
             nodes.append(INPUT)
         elif op == "zero":
@@ -213,14 +213,20 @@ def test_a_residual_stream() -> None:
 @pytest.mark.parametrize("blocks", [1, 4, 32])
 def test_growth_of_a_residual_stream(blocks: int) -> None:
     """Each block adds 1/d_in of what it reads; the whole stream as one sum stays below e."""
-    nodes = [INPUT, layer(0)]
-    for _ in range(blocks):
-        x = len(nodes) - 1
-        nodes += [layer(x), layer(x + 1), Node("add", (x, x + 2))]
-    network = graph(*nodes, layer(len(nodes) - 1))
+    network = residual(blocks)
     assert growth(network) == Fraction(3, 2) ** blocks
     assert growth(network, "stream") == (1 + Fraction(1, blocks + 1)) ** blocks < math.e
     assert moments(network, "gain").count == growth(network)
+    assert growth(residual(blocks, normalized=True)) == 1 + blocks
+
+
+def residual(blocks: int, normalized: bool = False) -> NetworkGraph:
+    nodes = [INPUT, layer(0)]
+    for _ in range(blocks):
+        x = len(nodes) - 1
+        branch = layer(x, normalized=normalized), layer(x + 1, normalized=normalized)
+        nodes += [*branch, Node("add", (x, x + 2))]
+    return graph(*nodes, layer(len(nodes) - 1))
 
 
 def test_only_what_an_input_reaches_is_a_summand() -> None:

@@ -15,12 +15,13 @@ Paths have weights, which depend on how they are added up:
 =======  ======================  =======================  ==============
 "sum"    1                       1                        1
 "mean"   1/summands              share of the channels    1
-"gain"   1                       share of the channels    1/d_in
+"gain"   1                       share of the channels    1/d_in or 1/m
 =======  ======================  =======================  ==============
 
 "sum" is the published one. "gain" is the part of the second moment that a path passes on at
-initialisation with C = 2/d_in, so that the weights add up to the growth of features; "mean" is
-the same as if identities were scaled by 1/d_in as well, so that they add up to 1.
+initialisation with C = 2/d_in: 1/d_in for a layer; 1/m for one that is normalised, as it makes 1
+of whatever second moment m it reads. So the weights add up to the second moment of the features.
+"mean" is the same as if identities were scaled by 1/d_in too, so that they add up to 1.
 
 Source: Chen, Wu, Wang, Hanin, "Principled architecture-aware scaling of hyperparameters" (ICLR
 2024, arXiv 2402.17440); "mean" and "gain" follow its own averaging (equation 26), "stream" is ours.
@@ -28,7 +29,7 @@ Source: Chen, Wu, Wang, Hanin, "Principled architecture-aware scaling of hyperpa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from tune_ext._checks import check_choice
@@ -91,7 +92,7 @@ def _moments(
         elif not graph.live[index]:
             found.append(PathMoments.none())
         else:
-            weights = _weights(graph, index, aggregate, convention)
+            weights = _weights(graph, index, aggregate, convention, found)
             pairs = zip(node.inputs, weights, strict=True)
             total = _total(found[i] if w == 1 else found[i].weighted(w) for i, w in pairs)
             found.append(total.after_layer() if node.op == "layer" else total)
@@ -106,9 +107,21 @@ def _total(parts: Iterable[PathMoments]) -> PathMoments:
 
 
 def _weights(
-    graph: NetworkGraph, index: int, aggregate: Aggregate, convention: Convention
+    graph: NetworkGraph,
+    index: int,
+    aggregate: Aggregate,
+    convention: Convention,
+    before: Sequence[PathMoments],
 ) -> list[Fraction | int]:
-    """The weight that a node gives to the paths of each of its inputs."""
+    """The weight that a node gives to the paths of each of its inputs.
+
+    Args:
+        graph: The network.
+        index: The node.
+        aggregate: As in `moments`.
+        convention: As in `moments`.
+        before: The moments of the paths that end in earlier nodes.
+    """
     check_choice("aggregate", aggregate, AGGREGATES)
     node = graph.nodes[index]
     if aggregate == "sum":
@@ -116,14 +129,16 @@ def _weights(
     if node.op == "concat":
         channels = sum(node.shares)
         return [Fraction(share, channels) for share in node.shares]
-    number = 1
+    number: int | Fraction = 1
     if node.op == "product":
         number = len(node.inputs)
     elif node.op == "add" and aggregate == "mean":
         number = graph.summands(index)
-    elif node.op == "layer" and aggregate == "gain":
+    elif aggregate == "gain" and node.layer is not None:
         number = in_degree(graph, index, convention)
-    return [Fraction(1, number) if number > 1 else 1] * len(node.inputs)
+        if node.layer.normalized:
+            number = before[node.inputs[0]].count
+    return [1 / Fraction(number) if number != 1 else 1] * len(node.inputs)
 
 
 def visits(
@@ -144,7 +159,7 @@ def visits(
     for index in range(graph.output, -1, -1):
         node = graph.nodes[index]
         if after[index] and node.inputs and graph.live[index]:
-            weights = _weights(graph, index, aggregate, convention)
+            weights = _weights(graph, index, aggregate, convention, before)
             for source, weight in zip(node.inputs, weights, strict=True):
                 after[source] += after[index] * weight
     return {i: before[i].count * after[i] for i in graph.layers}
@@ -153,8 +168,8 @@ def visits(
 def growth(graph: NetworkGraph, convention: Convention = "target") -> Fraction:
     """Second moment of what enters the read-outs over that of the input, at initialisation.
 
-    With C = 2/d_in, ReLU, independent summands and no normalisation. A layer passes on 1/d_in of
-    what it gets, an identity all of it; the largest is returned where there are several.
+    With C = 2/d_in, ReLU and independent summands. A layer passes on 1/d_in of what it gets, an
+    identity all of it, a normalised layer gives 1; the largest where there are several read-outs.
     """
     sizes = _moments(graph, "gain", convention)
     ends = [Fraction(sizes[graph.nodes[i].inputs[0]].count) for i in readouts(graph)]

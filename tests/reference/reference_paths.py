@@ -82,6 +82,9 @@ def _ending_at(
             weight = Fraction(1, sum(not is_zero(graph, other) for other in node.inputs))
         elif aggregate != "sum" and node.op == "product":
             weight = Fraction(1, len(node.inputs))
+        elif aggregate == "gain" and node.layer is not None and node.layer.normalized:
+            read = _ending_at(graph, source, aggregate, convention)
+            weight = 1 / sum((before for before, _ in read), Fraction(0))
         elif aggregate == "gain" and node.op == "layer":
             weight = Fraction(1, degree(graph, index, convention))
         else:
