@@ -205,29 +205,51 @@ def factors(depth: int, variant: Variant) -> dict[str, float]:
     return found
 
 
+def loss_at(rate: float, coarse: dict[str, Any], fine: list[dict[str, Any]], key: str) -> float:
+    """The loss of a rate, from its neighbours on the fine grid, or else on the coarse one."""
+    known = dict(zip(coarse["rates"], curve([coarse], key)[1][0], strict=True))
+    rates, losses = curve(fine, key)
+    known = {r: v for r, v in known.items() if not rates[0] <= r <= rates[-1]}
+    known |= dict(zip(rates, losses.mean(0), strict=True))
+    grid = sorted(known)
+    with np.errstate(invalid="ignore"):
+        return float(np.interp(math.log2(rate), np.log2(grid), [known[r] for r in grid]))
+
+
 def report(key: str) -> None:
-    """Print the best rates, and their spread over depths with and without each aggregate."""
-    rows = [row for row in Records(RESULTS).rows if row["grid"] == "fine"]
-    print(
-        "| network |", *(f"{d} blocks |" for d in DEPTHS), "unscaled |", " | ".join(AGGREGATES), "|"
-    )
-    print("|---|" + "---|" * (len(DEPTHS) + 4))
+    """Print the best rates, their spread over depths with each aggregate, and what that costs."""
+    rows = Records(RESULTS).rows
+    kinds = ("none", *AGGREGATES)
+    spreads, losses = [], []
     for name, variant in VARIANTS.items():
-        best, cells = {}, []
-        for depth in DEPTHS:
-            mine = [r for r in rows if (r["variant"], r["depth"]) == (name, depth)]
-            if mine:
-                best[depth] = best_rate(*curve(mine, key))
-                loss = curve(mine, key)[1].mean(0).min()
-                growth = float(np.mean([r["growth"] for r in mine]))
-                cells.append(f"{best[depth]:.2g} (loss {loss:.3g}, ×{growth:.2g}) |")
-        if len(best) == len(DEPTHS):
-            scaled = {d: factors(d, variant) for d in DEPTHS}
-            spreads = [
-                spread([best[d] / scaled[d][kind] for d in DEPTHS])
-                for kind in ("none", *AGGREGATES)
-            ]
-            print("|", name, "|", *cells, *(f"{r:.3g} ({s:.2g}) |" for r, s in spreads))
+        cells = {d: [r for r in rows if (r["variant"], r["depth"]) == (name, d)] for d in DEPTHS}
+        fine = {d: [r for r in cells[d] if r["grid"] == "fine"] for d in DEPTHS}
+        coarse = {d: next((r for r in cells[d] if r["grid"] == "coarse"), {}) for d in DEPTHS}
+        seeds = min(map(len, fine.values()))
+        if not seeds:
+            continue
+        best = {d: best_rate(*curve(fine[d], key)) for d in DEPTHS}
+        scale = {d: factors(d, variant) for d in DEPTHS}
+        row = [f"{best[d]:.2g} (×{np.mean([r['growth'] for r in fine[d]]):.2g})" for d in DEPTHS]
+        for kind in kinds:
+            ratio, std = spread([best[d] / scale[d][kind] for d in DEPTHS])
+            row.append(f"{ratio:.3g} ({std:.2g})")
+        spreads.append([name, str(seeds), *row])
+        row = [f"{loss_at(best[d], coarse[d], fine[d], key):.3g}" for d in DEPTHS]
+        for kind in kinds:
+            rate = {d: best[DEPTHS[0]] * scale[d][kind] / scale[DEPTHS[0]][kind] for d in DEPTHS}
+            got = [loss_at(rate[d], coarse[d], fine[d], key) for d in DEPTHS[1:]]
+            row.append(", ".join("∞" if not math.isfinite(v) else f"{v:.3g}" for v in got))
+        losses.append([name, *row])
+    depths = [f"{d} blocks" for d in DEPTHS]
+    _print(["network", "seeds", *depths, "unscaled", *AGGREGATES], spreads)
+    _print(["network", *depths, "unscaled", *AGGREGATES], losses)
+
+
+def _print(head: list[str], rows: list[list[str]]) -> None:
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")
+    print()
 
 
 def main() -> None:
