@@ -115,5 +115,5 @@ def _growth(graph: NetworkGraph, convention: Convention) -> str | None:
     advice = "" if convention == "stream" else '; in_degree="stream" makes it less'
     return (
         "identities: they are added up unscaled, so that the second moment of the features is "
-        f"expected to be {short(times)} times the input's before the read-out{advice}"
+        f"expected to be at least {short(times)} times the input's before the read-out{advice}"
     )
