@@ -230,13 +230,31 @@ def test_a_family_is_analysed(study, small):
         k = np.arange(-20.0, 4.0)
         losses = np.minimum(1 + 0.02 * (k - top) ** 2 + 1e-4 * rng.normal(size=(3, 24)), r.CHANCE)
         nets.append(r.Measured(network, k, losses, losses))
-    found = r.analyse(nets, seeds=3)
+    found = r.analyse(nets, 3, np.ones(4), np.full(4, 0.5))
     assert found["rules"]["sum"]["pearson"][0] > 0.99
     assert found["rules"]["sum"]["slope"][0] == pytest.approx(1, abs=0.05)
-    low, high = found["exponents"]["power of ΣL³"][1:]
+    low, high = found["exponents"]["ΣL³"][1:]
     assert low - 0.05 < -0.5 < high + 0.05
     assert "| a family | 4 | sum |" in r.table({"a family": found})
-    assert "power of ΣL³" in r.details({"a family": found})
+    assert "ΣL³ -0." in r.details({"a family": found})
+
+
+def test_features_grow_by_identities(study, images):
+    t, r = study.dag_training, study.correlation_report
+    growth = {
+        dag: r.feature_growth(t.Network("mlp", dag, width=256), "target-in", images)
+        for dag in ("1_02", "1_11", "2_02")
+    }
+    assert growth["1_11"] == pytest.approx(4)  # twice the same, and no weights to divide
+    assert growth["1_02"] == pytest.approx(1, rel=0.3)
+    assert growth["2_02"] == pytest.approx(1, rel=0.4)
+
+
+def test_the_readouts_share_is_that_of_its_weights(study, images):
+    t, r = study.dag_training, study.correlation_report
+    network = t.Network("mlp", "2_02", width=64)
+    small, large = (r.readout_share(network, i, images) for i in ("target-in", "target-out"))
+    assert 0 < large < small < 1
 
 
 def test_halves_share_no_seed(study):

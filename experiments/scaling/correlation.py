@@ -42,7 +42,7 @@ from tune_ext.models import random_dags
 HERE = Path(__file__).parent
 SIDE = 14
 # Training images and images of a batch: 64 steps for either.
-SIZES = {"mlp": (4096, 64), "cnn": (2048, 32)}
+SIZES = {"mlp": (4096, 64), "cnn": (1024, 16)}
 LOWEST, HIGHEST = -17, 3  # exponents k of the rates 2^(k/2)
 Known = Mapping[int, Mapping[int, float]]  # exponent → seed → running loss
 
@@ -74,9 +74,7 @@ def families() -> dict[str, Family]:
     depths = tuple(replace(mlp, dag=chain(n)) for n in (1, 2, 3, 4, 6, 8, 11, 14, 18, 24))
     topologies = tuple(replace(mlp, dag=dag) for dag in dags)
     cnn_topologies = Family(tuple(replace(cnn, dag=dag) for dag in fewer), seeds=2, staged=True)
-    kernels = tuple(
-        replace(cnn, dag=dag, kernel=k) for k in (3, 5, 7) for dag in ("2", "2_02", fewer[0])
-    )
+    kernels = tuple(replace(cnn, dag=dag, kernel=k) for k in (3, 5, 7) for dag in ("2", "2_02"))
     out = {
         "mlp-depth": Family(depths, seeds=4, staged=True),
         "mlp-topology": Family(topologies),
@@ -87,13 +85,21 @@ def families() -> dict[str, Family]:
             cnn_topologies, networks=tuple(replace(cnn, dag=chain(n)) for n in (1, 2, 3, 4, 6))
         ),
     }
-    for init in ("he", "source-in", "torch", "source-out", "target-out"):
-        out[f"mlp-topology, {init}"] = Family(topologies, init, seeds=3, staged=True)
-    for init in ("torch",):
-        out[f"mlp-depth, {init}"] = Family(depths, init, seeds=4, staged=True)
-    for name in ("mlp-depth", "mlp-topology"):
-        gelu = tuple(replace(n, activation="gelu") for n in out[name].networks)
-        out[f"{name}, gelu"] = Family(gelu, seeds=4, staged=True)
+    some = {name: out[name].networks[:16] for name in ("mlp-layers", "mlp-topology")}
+    for name, init in (
+        ("mlp-layers", "target-out"),
+        ("mlp-topology", "source-out"),
+        ("mlp-topology", "source-in"),
+        ("mlp-topology", "target-out"),
+        ("mlp-layers", "he"),
+        ("mlp-topology", "torch"),
+    ):
+        out[f"{name}, {init}"] = Family(some[name], init, seeds=2, staged=True)
+    for init in ("target-out", "torch"):
+        out[f"mlp-depth, {init}"] = Family(depths, init, seeds=2, staged=True)
+    for name in ("mlp-depth", "mlp-layers"):
+        gelu = tuple(replace(n, activation="gelu") for n in out[name].networks[:16])
+        out[f"{name}, gelu"] = Family(gelu, seeds=2, staged=True)
     return out
 
 

@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _dag_training import Network, as_record, plan_of
+import torch
+from _dag_training import Images, Network, as_record, load, plan_of, start
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
@@ -21,6 +21,7 @@ from tune_ext._random import generator
 Array = NDArray[np.float64]
 CHANCE = math.log(10)
 DRAWS = 1000
+SIDE = 14
 POOLED = {"cnn, all": ("cnn-topology", "cnn-kernel", "cnn-depth")}
 
 
@@ -148,6 +149,43 @@ def predictions(network: Network) -> dict[str, float]:
     }
 
 
+def feature_growth(network: Network, init: str, images: Images, seeds: int = 3) -> float:
+    """Mean square of the features that the graph ends with over that which it starts with.
+
+    Before training, mean over seeds: what the initial weights should keep at 1.
+    """
+    found = []
+
+    def note(module: object, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        found.append(float((out**2).mean() / (inputs[0] ** 2).mean()))
+
+    for seed in range(seeds):
+        model = start(network, init, seed, images)
+        graph: torch.nn.Module = model.graph
+        graph.register_forward_hook(note)
+        with torch.no_grad():
+            model(images.inputs)
+    return float(np.mean(found))
+
+
+def readout_share(network: Network, init: str, images: Images, seed: int = 0) -> float:
+    """The read-out's share of the squared gradient of the answers, before training.
+
+    A step of one rate for all changes the answers by that gradient's square: where the share is
+    near 1, the read-out limits the rate and the depth of what comes before it hardly matters.
+    """
+    model = start(network, init, seed, images)
+    names = [name for name, _ in model.named_parameters()]
+    signs = torch.randn(64, 10, generator=torch.Generator().manual_seed(seed))
+    total = dict.fromkeys(names, 0.0)
+    for x, sign in zip(images.inputs[:64].split(1), signs, strict=True):
+        gradients = torch.autograd.grad((model(x)[0] * sign).sum(), list(model.parameters()))
+        for name, g in zip(names, gradients, strict=True):
+            total[name] += float((g**2).sum())
+    last = sum(v for name, v in total.items() if name.startswith("readout"))
+    return last / sum(total.values())
+
+
 # Statistics ----------------------------------------------------------------------------------
 
 
@@ -159,7 +197,8 @@ def numbers(x: Array, y: Array) -> dict[str, Any]:
         y: (…, networks) measured.
 
     Returns:
-        "pearson" and "spearman" (NaN where one is constant); "slope" of y over x; "error": the
+        "pearson" of the exponents and of the rates and "spearman" (NaN where one is constant);
+        "slope" of y over x; "error": the
         root mean square of log2(measured/predicted) after the best common factor; "unscaled": the
         same with one rate for all networks.
     """
@@ -168,6 +207,7 @@ def numbers(x: Array, y: Array) -> dict[str, Any]:
         return {
             "pearson": _cosine(dx, dy),
             "spearman": _cosine(*(_centred(rankdata(v, axis=-1)) for v in (x, y))),
+            "pearson of rates": _cosine(*(_centred(2 ** (v / 2)) for v in (dx, dy))),
             "slope": (dx * dy).sum(axis=-1) / (dx**2).sum(axis=-1),
             "error": (dy - dx).std(axis=-1) / 2,
             "unscaled": dy.std(axis=-1) / 2,
@@ -214,12 +254,20 @@ def reliability(y: Array, drawn: Array, seeds: int) -> float:
     return max(0.0, 1 - noise / float(y.var(ddof=1))) if y.var() > 0 else math.nan
 
 
-def analyse(nets: list[Measured], seeds: int) -> dict[str, Any]:
-    """Everything about one family."""
+def analyse(nets: list[Measured], seeds: int, growth: Array, readout: Array) -> dict[str, Any]:
+    """Everything about one family.
+
+    Args:
+        nets: Its networks.
+        seeds: How many seeds each was trained with.
+        growth: The `feature_growth` of each.
+        readout: The `readout_share` of each.
+    """
     y = np.array([n.best() for n in nets])
     drawn = np.array([n.drawn(DRAWS, seed=i) for i, n in enumerate(nets)])
     rules = [predictions(n.network) for n in nets]
     columns = {name: np.array([r[name] for r in rules]) for name in rules[0]}
+    columns["1 / growth of features"] = -2 * np.log2(growth)
     share = reliability(y, drawn, seeds)
     definitions: dict[str, Callable[[Measured], float]] = {
         "loss after the epoch": lambda n: n.best("loss"),
@@ -247,32 +295,40 @@ def analyse(nets: list[Measured], seeds: int) -> dict[str, Any]:
         "rules": {name: with_interval(x, y, drawn) for name, x in columns.items()},
         "predicted": {name: x.tolist() for name, x in columns.items()},
         "other definitions, sum": other,
-        "exponents": exponents_of(nets, y, drawn),
+        "growth of features": growth.tolist(),
+        "read-out's share": readout.tolist(),
+        "exponents": exponents_of(nets, y, drawn, growth),
     }
 
 
-def exponents_of(nets: list[Measured], y: Array, drawn: Array) -> dict[str, Any] | None:
-    """The powers of ΣL³ and q that fit best (the rule says -0.5 and -1), with intervals."""
+def exponents_of(
+    nets: list[Measured], y: Array, drawn: Array, growth: Array
+) -> dict[str, list[float]]:
+    """The powers of ΣL³, q and the growth of features that fit best together, with intervals.
+
+    The rule says -0.5, -1 and that features do not grow.
+    """
     cubes = np.array([math.log2(plan_of(n.network, aggregate="sum").moments.third) for n in nets])
-    kernels = np.array([math.log2(n.network.kernel) for n in nets])
-    which = [np.ptp(c) > 0 for c in (cubes, kernels)]
-    if not any(which):
-        return None
-    names = [n for n, w in zip(("power of ΣL³", "power of q"), which, strict=True) if w]
-    chosen = [c for c, w in zip((cubes, kernels), which, strict=True) if w]
-    design = np.column_stack([np.ones(len(y)), *chosen])
-    fit = partial(np.linalg.lstsq, rcond=None)
+    columns = {
+        "ΣL³": cubes,
+        "q": np.array([math.log2(n.network.kernel) for n in nets]),
+        "growth": np.log2(growth),
+    }
+    columns = {name: c for name, c in columns.items() if np.ptp(c) > 0.1}
+    if len(nets) < len(columns) + 3:
+        return {}
+    design = np.column_stack([np.ones(len(y)), *columns.values()])
     rng = generator(0, "powers")
     draws = []
     for k in range(drawn.shape[1]):
         rows = rng.integers(len(y), size=len(y))
-        if all(np.ptp(c[rows]) > 0 for c in chosen):
-            draws.append(fit(design[rows], drawn[rows, k] / 2)[0])
+        if np.linalg.matrix_rank(design[rows]) == design.shape[1]:
+            draws.append(np.linalg.lstsq(design[rows], drawn[rows, k] / 2, rcond=None)[0])
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    value = fit(design, y / 2)[0]
+    value = np.linalg.lstsq(design, y / 2, rcond=None)[0]
     return {
         name: [float(value[i]), float(low[i]), float(high[i])]
-        for i, name in enumerate(names, start=1)
+        for i, name in enumerate(columns, start=1)
     }
 
 
@@ -286,17 +342,17 @@ def words(value: list[float]) -> str:
 def table(found: Mapping[str, Any]) -> str:
     """The main table, Markdown."""
     lines = [
-        "| networks | n | rule | Pearson of logs | Spearman | slope | error, octaves "
-        "| one rate for all | ceiling |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| networks | n | rule | Pearson of logs | of rates | Spearman | slope "
+        "| error, octaves | one rate for all | ceiling |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, family in found.items():
         for rule in ("sum", "mean"):
             r = family["rules"][rule]
             lines.append(
                 f"| {name} | {len(family['best_rate'])} | {rule} | {words(r['pearson'])} "
-                f"| {words(r['spearman'])} | {words(r['slope'])} | {words(r['error'])} "
-                f"| {r['unscaled'][0]:.2f} | {family['ceiling']:.2f} |"
+                f"| {r['pearson of rates'][0]:.2f} | {words(r['spearman'])} "
+                f"| {words(r['slope'])} | {words(r['error'])} | {r['unscaled'][0]:.2f} | {family['ceiling']:.2f} |"
             )
     return "\n".join(lines)
 
@@ -310,7 +366,11 @@ def details(found: Mapping[str, Any]) -> str:
     ]
     for name, family in found.items():
         cells = [f"{family['rules'][r]['pearson'][0]:.2f}" for r in rules]
+        growth, readout = (np.array(family[k]) for k in ("growth of features", "read-out's share"))
+        cells += [f"{growth.min():.2f} to {growth.max():.2f}", f"{np.median(readout):.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines[0] += " growth | read-out's share |"
+    lines[1] += "---:|---:|"
     others = list(next(iter(found.values()))["other definitions, sum"])
     lines += [
         "",
@@ -319,7 +379,7 @@ def details(found: Mapping[str, Any]) -> str:
     ]
     for name, family in found.items():
         cells = [f"{family['other definitions, sum'][o]['pearson']:.2f}" for o in others]
-        powers = "; ".join(f"{k} {words(v)}" for k, v in (family["exponents"] or {}).items())
+        powers = "; ".join(f"{k} {words(v)}" for k, v in family["exponents"].items())
         lines.append(f"| {name} | {' | '.join(cells)} | {powers} |")
     return "\n".join(lines)
 
@@ -371,19 +431,29 @@ def report(
     versions: dict[str, str],
 ) -> None:
     """Print the tables; write correlation.json and correlation.png beside the records."""
-    complete: dict[str, tuple[list[Measured], int]] = {}
+    images = load(args.data, SIDE, 256, 0, args.data_dir)
+    complete: dict[str, tuple[list[Measured], int, Array, Array]] = {}
     for name, family in families.items():
         entries = [merged.get((*as_record(n).values(), family.init)) for n in family.networks]
         nets = [measured(e, family.seeds) for e in entries if e is not None]
         nets = [n for n in nets if np.isfinite(n.running).any()]
         if len(nets) >= 3:
-            complete[name] = (nets, family.seeds)
+            growth = [feature_growth(n.network, family.init, images) for n in nets]
+            readout = [readout_share(n.network, family.init, images) for n in nets]
+            complete[name] = (nets, family.seeds, np.array(growth), np.array(readout))
         print(f"{name}: {len(nets)} of {len(family.networks)} networks")
     for name, parts in POOLED.items():
         if all(part in complete for part in parts):
-            pooled = {n.network: n for part in parts for n in complete[part][0]}
-            complete[name] = (list(pooled.values()), complete[parts[0]][1])
-    found = {name: analyse(nets, seeds) for name, (nets, seeds) in complete.items()}
+            parts_of = [complete[part] for part in parts]
+            pooled = {
+                n.network: row
+                for p in parts_of
+                for row in zip(p[0], p[2], p[3], strict=True)
+                for n in row[:1]
+            }
+            nets, *sizes = (list(column) for column in zip(*pooled.values(), strict=True))
+            complete[name] = (nets, parts_of[0][1], *map(np.array, sizes))
+    found = {name: analyse(*values) for name, values in complete.items()}
     if not found:
         raise SystemExit("no records yet: run first")
     out = {"versions": versions, "families": found}
