@@ -134,10 +134,10 @@ def residual(blocks: int) -> list[Node]:
 
 
 def test_more_paths_than_a_float_holds() -> None:
-    plan = quiet(graph(*residual(1000)), aggregate="sum")
-    assert plan.moments.count == 2**1000
-    assert "paths        1.072e+301" in str(plan)
-    assert 0 < plan.factor() < 1e-150
+    plan = quiet(graph(*residual(300)), aggregate="sum")
+    assert plan.moments.count == 2**300
+    assert "paths        2.037e+90" in str(plan)
+    assert 0 < plan.factor() < 1e-45
     vast = quiet(graph(*residual(1500)), aggregate="sum")
     with pytest.raises(InvalidValueError, match='aggregate="mean" weights them'):
         vast.factor()
