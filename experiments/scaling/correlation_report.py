@@ -352,7 +352,8 @@ def table(found: Mapping[str, Any]) -> str:
             lines.append(
                 f"| {name} | {len(family['best_rate'])} | {rule} | {words(r['pearson'])} "
                 f"| {r['pearson of rates'][0]:.2f} | {words(r['spearman'])} "
-                f"| {words(r['slope'])} | {words(r['error'])} | {r['unscaled'][0]:.2f} | {family['ceiling']:.2f} |"
+                f"| {words(r['slope'])} | {words(r['error'])} "
+                f"| {r['unscaled'][0]:.2f} | {family['ceiling']:.2f} |"
             )
     return "\n".join(lines)
 
