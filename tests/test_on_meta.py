@@ -59,6 +59,15 @@ def test_tensors_on_the_host_keep_their_numbers() -> None:
         assert shares.to(torch.float64).tolist() == [0, 0.5, 1]
 
 
+def test_numbers_may_be_on_the_host_too() -> None:
+    with pytest.raises(NotImplementedError, match="meta"), built_on_meta():
+        torch.arange(3).tolist()
+    with built_on_meta(numbers=True):
+        assert torch.arange(3).tolist() == torch.tensor([0, 1, 2]).tolist() == [0, 1, 2]
+        assert torch.arange(3, device="cuda").is_meta
+        assert nn.Linear(3, 4).weight.is_meta
+
+
 def test_afterwards_everything_is_as_before() -> None:
     with pytest.raises(RuntimeError, match="stop"), built_on_meta():
         raise RuntimeError("stop")

@@ -37,7 +37,7 @@ def known_after(function: Any, ignored: Any = ()) -> ReadCache[Any]:
     """A cache that knows what the function answers to `CONFIG`."""
     recorder, cache = Recorder(CONFIG, ignored), ReadCache[Any]()
     with contextlib.suppress(KeyError):
-        function(recorder.config)
+        function(recorder.lend())
     assert cache.add(CONFIG, recorder.reads, "known")
     return cache
 

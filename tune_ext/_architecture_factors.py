@@ -179,11 +179,11 @@ class ArchitectureFactors:
         said: list[warnings.WarningMessage] = []
         with _same_random_state():
             try:
-                model, example = self._build(recorder.config)
+                model, example = self._build(recorder.lend)
             except Exception as error:  # a user's function may raise anything; it is reported
                 # It may insist on a dictionary, which does not tell what is read of it.
                 try:
-                    model, example = self._build(copy.deepcopy(dict(config)))
+                    model, example = self._build(lambda: copy.deepcopy(dict(config)))
                     recorder.read_everything()
                 except Exception as again:
                     if repr(again) != repr(error):
@@ -205,12 +205,21 @@ class ArchitectureFactors:
             warnings.warn(text, warning.category, stacklevel=8)
         self._warned = self._warned or bool(said)
 
-    def _build(self, config: Any) -> tuple[Any, Any]:
+    def _build(self, lend: Callable[[], Any]) -> tuple[Any, Any]:
+        """The module and its inputs; again with numbers if that is what its builder misses."""
+        try:
+            return self._build_once(lend(), numbers=False)
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+            return self._build_once(lend(), numbers=True)
+
+    def _build_once(self, config: Any, numbers: bool) -> tuple[Any, Any]:
         import torch
 
         from tune_ext._on_meta import built_on_meta
 
-        with built_on_meta():
+        with built_on_meta(numbers=numbers):
             model = self._model_fn(config)
             if not isinstance(model, torch.nn.Module):
                 raise InvalidTypeError(f"model_fn must return a torch module, got {model!r}")

@@ -11,7 +11,7 @@ nothing else that changes.
 >>> recorder = Recorder(config)
 >>> def build(config):
 ...     return config["width"] * (config["depth"] if config["deep"] else 1)
->>> answer, cache = build(recorder.config), ReadCache[int]()
+>>> answer, cache = build(recorder.lend()), ReadCache[int]()
 >>> cache.add(config, recorder.reads, answer)
 True
 >>> cache.find({"width": 8, "deep": False, "depth": 9, "decay": 0.2})
@@ -54,8 +54,11 @@ class Recorder:
     def __init__(self, config: Mapping[Any, Any], ignored: Collection[Path] = ()) -> None:
         self._ignored = frozenset(ignored)
         self._reads: dict[Read, None] = {}
-        self._lent = config
-        self.config = _Recorded(config, (), self._note)
+        self._config = config
+
+    def lend(self) -> MutableMapping[Any, Any]:
+        """The configuration, of which every reading is noted."""
+        return _Recorded(self._config, (), self._note)
 
     @property
     def reads(self) -> tuple[Read, ...]:
@@ -64,7 +67,7 @@ class Recorder:
 
     def read_everything(self) -> None:
         """Note that all of it was read, for a function of which it is not known."""
-        _plain_dict(_Recorded(self._lent, (), self._note))
+        _plain_dict(self.lend())
 
     def _note(self, kind: str, path: Path) -> None:
         self._reads["has" if kind == "value" and path in self._ignored else kind, path] = None
