@@ -78,7 +78,8 @@ class ArchitectureScaledSearch(StatefulSearcher):
             to that. Only shapes and types matter.
         base: The network to which the base learning rate belongs: a `tune_ext.scaling.Plan`, a
             configuration for `model_fn` (what it leaves out comes from the constants of
-            ``param_space``), or None for the published one.
+            ``param_space``), or None for the published one, which has the kernel size of
+            whatever it is compared with: give one where kernel sizes are searched.
         lr: Where the learning rate is in the configuration; ``"optimizer/lr"`` if it is nested.
         aggregate: An option of `tune_ext.scaling.plan`. None: as in a base that is a plan, or else
             its default.
