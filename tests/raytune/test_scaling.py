@@ -496,6 +496,8 @@ def test_scaling_a_configuration_afterwards() -> None:
     config = search.scale({"lr": 0.1, "depth": 12, "width": 8})
     assert config["lr"] == pytest.approx(0.1 * factor(12))
     assert search.unscale(config) == {"lr": 0.1, "depth": 12, "width": 8}
+    assert search.scale(config) == config
+    assert search.scale({**config, "depth": 3})["lr"] == pytest.approx(0.1 * factor(3))
     assert search.plan({"depth": 12, "width": 8}).factor() == pytest.approx(factor(12))
 
 

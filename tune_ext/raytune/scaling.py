@@ -163,10 +163,15 @@ class ArchitectureScaledSearch(StatefulSearcher):
     def scale(self, config: Config) -> dict[str, Any]:
         """A copy of a configuration with the base learning rate, with that of its architecture.
 
+        A trial's configuration, which says how it was scaled, is first given its base rate: so
+        ``scale({**best, "depth": 20})`` is for an architecture that was never tried.
+
         Raises:
             InvalidValueError: The learning rate is no positive number; or, with
                 ``on_error="raise"``, the architecture cannot be planned.
         """
+        if _BASE in (config.get(RESERVED_KEY) or ()):
+            config = self.unscale(config)
         path = locate(merge_dicts(self._constants, dict(config)), self._lr)
         if path is None:
             return dict(config)
