@@ -300,7 +300,7 @@ class Plan:
             "gain": ", each weighted by what it passes on",
         }[self.aggregate]
         lines = [
-            f"paths        {short(every)}{weights}",
+            f"paths        {short(every)}{weights if every > 1 else ''}",
             f"depth        {float(self.moments.mean_depth):.4g} layers on average",
             f"sum of L^3   {short(self.moments.third)}",
             f"kernel size  {self.kernel_size:.4g}",

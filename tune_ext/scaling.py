@@ -5,9 +5,9 @@ and weights are drawn so that features keep their size. Both follow from the gra
 network alone: no training, no data.
 
 >>> from tune_ext import scaling
->>> small, large = scaling.plan_of_dag("2"), scaling.plan_of_dag("2_12_002")
->>> large.learning_rate(0.3, base=small)
-0.178...
+>>> small, large = scaling.plan_of_dag("2"), scaling.plan_of_dag("2_02_002")
+>>> large.learning_rate(0.3, base=small)  # 3 and 5 layers: 0.3·(3/5)^1.5
+0.139...
 
 Source: Chen, Wu, Wang, Hanin, "Principled architecture-aware scaling of hyperparameters" (ICLR
 2024, arXiv 2402.17440), equations 4, 8, 9 and 12. What is ours: any module instead of two families
@@ -92,7 +92,7 @@ def plan(
     0.weight  linear  -       8    1     0.5      1      relu
     2.weight  linear  -       32   1     0.04419  1      read-out
     <BLANKLINE>
-    paths        1, each weighted by 1/summands along it
+    paths        1
     depth        2 layers on average
     sum of L^3   8
     kernel size  1
