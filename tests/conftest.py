@@ -23,9 +23,6 @@ os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 # Workers started beforehand are never used: trials need some of their own.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
-ATTEMPTS = 3
-"""How often Ray is started: on a busy machine its own time limit may pass."""
-
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files with tests that wait for Ray or are slow go first where several processes share
@@ -52,26 +49,12 @@ def one_thread() -> Iterator[None]:
 def cluster() -> Iterator[str]:
     """One local Ray for all tests of a process; its address.
 
-    It has two CPUs and a GPU that only Ray believes in. "local": another test process, or
-    another user of the machine, may have one, too.
+    It has two CPUs and a GPU that only Ray believes in.
     """
     import ray
 
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=2,
-                num_gpus=1,
-                include_dashboard=False,
-                object_store_memory=80 * 1024**2,
-                log_to_driver=False,
-                configure_logging=False,
-            )
-            break
-        except Exception:
-            ray.shutdown()
-            if attempt == ATTEMPTS:
-                raise
+    from tests import own_ray
+
+    own_ray.start(num_gpus=1, configure_logging=False)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()

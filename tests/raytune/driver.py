@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from tests import own_ray
 from tests.raytune import exptest_trainables, tuning_trainables
 from tests.raytune.scaled_trainables import network
 from tests.raytune.trainables import Counter
@@ -29,12 +30,7 @@ from tune_ext import (
 def main(home: Path, kind: str) -> None:
     if kind == "tuning":
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0.2"  # few checkpoints are unknown after a kill
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=80 * 1024**2,
-        log_to_driver=False,
-    )
+    own_ray.start()
     experiment = home / "experiment"
     trainable: Any = TRAINABLES[kind]
     if experiment.exists():
