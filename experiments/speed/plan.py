@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the measurements")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="1 round, without the large networks")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, help="only these")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -177,7 +178,7 @@ def main() -> None:
         print(json.dumps(measure(*arguments.one, rounds)))
         return
     load = os.getloadavg()
-    names = ["dag-mlp", "nas-bench-201"] if arguments.quick else list(NETWORKS)
+    names = arguments.networks or list(NETWORKS)[: 2 if arguments.quick else None]
     rows: list[dict[str, object]] = [
         {"network": name, **{way: in_process(name, way, rounds) for way in WAYS}} for name in names
     ]
