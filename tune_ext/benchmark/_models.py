@@ -22,6 +22,7 @@ __all__ = [
     "gp",
     "halving",
     "nsga2",
+    "our_bohb",
     "smac",
     "tpe",
 ]
@@ -156,3 +157,19 @@ def bohb(setup: Setup) -> Search:
     )
     scheduler = HyperBandForBOHB(**halving(setup), reduction_factor=REDUCTION_FACTOR)
     return Search(NumberedSearch(searcher, values), scheduler, stops_trials=True)
+
+
+def our_bohb(setup: Setup) -> Search:
+    """BOHB's model under Hyperband, both ours; the first points are shared, as for `bohb`."""
+    from tune_ext.raytune import BOHBSearch, HyperBand
+
+    first = itertools.islice(setup.configurations(), BOHB_FIRST_POINTS)
+    searcher = BOHBSearch(
+        setup.task.space,
+        metric=setup.task.metric,
+        mode=setup.task.mode,
+        points_to_evaluate=list(first),
+        seed=setup.derived_seed("our-bohb"),
+    )
+    scheduler = HyperBand(**halving(setup), reduction_factor=REDUCTION_FACTOR)
+    return Search(_limited(setup, searcher), scheduler, stops_trials=True)

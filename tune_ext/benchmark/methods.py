@@ -119,6 +119,14 @@ def _hyperband(setup: Setup) -> Search:
     return Search(StreamSearch(setup), scheduler, stops_trials=True)
 
 
+def _our_hyperband(setup: Setup) -> Search:
+    from tune_ext.benchmark.tune_parts import StreamSearch
+    from tune_ext.raytune import HyperBand
+
+    scheduler = HyperBand(**halving(setup), reduction_factor=REDUCTION_FACTOR)
+    return Search(StreamSearch(setup), scheduler, stops_trials=True)
+
+
 def _median(setup: Setup) -> Search:
     """The median stopping rule over random search, from a quarter of the full length on.
 
@@ -327,6 +335,20 @@ METHODS: dict[str, Method] = {
         "model + early stopping",
         _HPBANDSTER,
         unsuited=_NO_BRACKET,
+    ),
+    "our-hyperband": Method(
+        "our HyperBand, synchronous, over random configurations",
+        _our_hyperband,
+        "ours",
+        unsuited=_NOTHING_TO_STOP,
+        ours=True,
+    ),
+    "our-bohb": Method(
+        "our BOHBSearch with our HyperBand, synchronous",
+        _models.our_bohb,
+        "ours",
+        unsuited=_NOTHING_TO_STOP,
+        ours=True,
     ),
     "pbt": Method(
         "Ray's PopulationBasedTraining; its answer is a schedule",
