@@ -108,8 +108,8 @@ def report() -> None:
         for width in WIDTHS:
             mine = [r for r in rows if r["rule"] == rule and r["width"] == width]
             if mine:
-                best[width] = best_rate(*curve(mine))
-                loss[width] = curve(mine)[1].mean(0).min()
+                best[width] = best_rate(*curve(mine, "tail"))
+                loss[width] = curve(mine, "tail")[1].mean(0).min()
         if len(best) == len(WIDTHS):
             ratio, std = spread(list(best.values()))
             values = [f"{best[w]:.3g} ({loss[w]:.3f})" for w in WIDTHS]
