@@ -177,11 +177,16 @@ def _focus(high: float, low: float) -> Spec:
     return {"condition": {"test": _IN_FOCUS, "value": high}, "value": low}
 
 
-def _scale(values: Sequence[float]) -> Spec:
-    """Logarithmic where the values are positive and far apart."""
+def _scale(values: Sequence[float], lows: Sequence[float] = ()) -> Spec:
+    """Logarithmic where the values are positive and far apart.
+
+    An interval of theirs may still reach down to zero: `lows` are the lower ends, and what is
+    not positive is drawn where the axis ends.
+    """
     known = [v for v in values if math.isfinite(v)]
     if known and min(known) > 0 and max(known) > 4 * min(known):
-        return {"type": "log", "nice": False}
+        least = min(v for v in [*known, *lows] if v > 0)
+        return {"type": "log", "nice": False, "domainMin": least, "clamp": True}
     return {"zero": False, "nice": True}
 
 
@@ -203,12 +208,13 @@ def _curves(
     methods: Sequence[str],
     data: str,
     values: Sequence[float],
+    lows: Sequence[float],
     x: str,
     y: str,
     x_format: str,
     end: float,
 ) -> Spec:
-    scale = _scale(values)
+    scale = _scale(values, lows)
     x_axis = {
         "field": "x",
         "type": "quantitative",
@@ -285,6 +291,11 @@ def _curves(
     }
 
 
+def _lows(curves: Mapping[str, Curve]) -> list[float]:
+    """The lower ends of the intervals of all curves."""
+    return [v for c in curves.values() for v in c.low if v is not None]
+
+
 def task_charts(task: TaskAnalysis, analysis: Analysis, number: int) -> list[Spec]:
     """The anytime curves and the test errors of one task.
 
@@ -305,7 +316,8 @@ def task_charts(task: TaskAnalysis, analysis: Analysis, number: int) -> list[Spe
         values = [task.scale * v for c in curves.values() for v in c.value if v is not None]
         if values:
             end = max(v for c in curves.values() for v in c.x)
-            spec = _curves(analysis.methods, "curves", values, x, best, form, end)
+            lows = [task.scale * v for v in _lows(curves)]
+            spec = _curves(analysis.methods, "curves", values, lows, x, best, form, end)
             note = "Median over seeds with its 95 % interval. A dot: the search ended by itself."
             chart = _chart(
                 f"task{number}-{name}", spec, title=f"Search, by {name}", note=note, curves=curves
@@ -428,6 +440,7 @@ def across_charts(across: Across, analysis: Analysis) -> list[Spec]:
         for m, i in across.regret.items()
     ]
     known = [r["v"] for r in means if r["v"] is not None]
+    known += [r["lo"] for r in means if r["lo"] is not None and r["lo"] > 0]
     title = "normalised regret (0: best, 1: median configuration)"
     title = title if across.known else "normalised test error (0: lowest cell, 1: median cell)"
     regret = _chart(
@@ -441,7 +454,9 @@ def across_charts(across: Across, analysis: Analysis) -> list[Spec]:
     charts = [regret]
     if across.curves:
         values = [v for c in across.curves.values() for v in c.value if v is not None]
-        spec = _curves(analysis.methods, "curves", values, "share of the budget", title, ".0%", 1.0)
+        lows = _lows(across.curves)
+        share = "share of the budget"
+        spec = _curves(analysis.methods, "curves", values, lows, share, title, ".0%", 1.0)
         note = "Interquartile mean over all seeds of all tasks, with its bootstrap interval."
         curves = _chart(
             "across-budget", spec, title="Regret against budget", note=note, curves=across.curves

@@ -41,11 +41,13 @@ def time_left(seconds: Sequence[float], remaining: float, jobs: int) -> float | 
     return sum(seconds) / len(seconds) * remaining / jobs if seconds else None
 
 
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
+def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _told(left: float | None) -> str:
+    return "time left not known yet" if left is None else f"about {_clock(left)} left"
 
 
 def _error(value: float | None, percent: bool = True) -> str:
@@ -86,7 +88,7 @@ class _Count:
         left = time_left(self.seconds, self.total - self.done, self.jobs)
         return (
             f"{self.done} of {self.total} cells done, "
-            f"{_clock(time.monotonic() - self.started)} so far, about {_clock(left)} left"
+            f"{_clock(time.monotonic() - self.started)} so far, {_told(left)}"
         )
 
 
