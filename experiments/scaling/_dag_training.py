@@ -56,6 +56,7 @@ INITS: dict[str, tuple[str, str] | None] = {
     "source-in": ("source", "in"),
     "target-out": ("target", "out"),
     "source-out": ("source", "out"),
+    "published": None,
     "he": None,
     "torch": None,
 }
@@ -159,6 +160,7 @@ def start(network: Network, init: str, seed: int, images: Images) -> nn.Module:
         network: The architecture.
         init: A key of `INITS`. Named by in-degree and fan: what `tune_ext.scaling` sets. "he":
             N(0, 2/fan_in) whatever the in-degree, and the same read-out. "torch": torch's own.
+            "published": what the published code does.
         seed: Decides the weights.
         images: For their size.
     """
@@ -170,6 +172,8 @@ def start(network: Network, init: str, seed: int, images: Images) -> nn.Module:
         plan_of(network, images, *convention).initialize_(model, generator=seed)
     elif init == "he":
         _he(model, seed)
+    elif init == "published":
+        _published(model, network.dag, seed)
     return model
 
 
@@ -215,6 +219,23 @@ def _he(model: nn.Module, seed: int) -> None:
             fan = p[0].numel()
             deviation = math.sqrt(2) / fan if p is weights[-1] else math.sqrt(2 / fan)
             p.normal_(0, deviation, generator=rng)
+
+
+def _published(model: nn.Module, dag: str, seed: int) -> None:
+    """N(0, 2/(fan_out·d)), d edges into the node that an edge leaves; read-out (2/fan_out)²."""
+    rng = torch.Generator().manual_seed(derive_seed(seed, "published"))
+    degrees = [1, *(len(group) - group.count("0") for group in dag.split("_"))]
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() == 1:
+                p.zero_()
+                continue
+            variance = 2 / (p.shape[0] * p[0, 0].numel())
+            if name.startswith("readout"):
+                variance **= 2
+            elif "_to_" in name:
+                variance /= degrees[int(name.split("_to_")[0].rsplit(".", 1)[1])]
+            p.normal_(0, math.sqrt(variance), generator=rng)
 
 
 # Training ----------------------------------------------------------------------------------

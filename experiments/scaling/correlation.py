@@ -88,6 +88,8 @@ def families() -> dict[str, Family]:
     some = {name: out[name].networks[:16] for name in ("mlp-layers", "mlp-topology")}
     for name, init in (
         ("mlp-layers", "target-out"),
+        ("mlp-topology", "published"),
+        ("mlp-layers", "published"),
         ("mlp-topology", "source-out"),
         ("mlp-topology", "source-in"),
         ("mlp-topology", "target-out"),
@@ -95,7 +97,7 @@ def families() -> dict[str, Family]:
         ("mlp-topology", "torch"),
     ):
         out[f"{name}, {init}"] = Family(some[name], init, seeds=2, staged=True)
-    for init in ("target-out", "torch"):
+    for init in ("published", "torch"):
         out[f"mlp-depth, {init}"] = Family(depths, init, seeds=2, staged=True)
     for name in ("mlp-depth", "mlp-layers"):
         gelu = tuple(replace(n, activation="gelu") for n in out[name].networks[:16])
