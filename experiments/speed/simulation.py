@@ -1,15 +1,16 @@
 """Trials a second: real Ray with reused actors, the simulated clock, a whole recorded study.
 
-    python experiments/speed/simulation.py [--json FILE] [--quick]
+    python experiments/speed/simulation.py [--json FILE] [--quick] [--trials N] [--times N]
 
 The same trials of random search on a published table (five steps each), on one core, in one
 run of this script: by `tune.run` with reused actors and no loggers, beside trials that do
 nothing there, which is what Ray takes for itself; by `simulate`, which is
 Ray's control loop without its processes; and as a study of `tune-ext compare`, every cell
 searched, evaluated and written to the disk (the worker process that it starts, which takes
-about 3 s to import what it needs, is in the time of its 4,000 trials); the last also on NAS-Bench-201 (three steps) and on
-Branin's function (27 steps). Medians over the repetitions, by the clock on the wall and by what
-the processors worked: on a busy machine the first says what else was running. Of real Ray the
+about 3 s to import what it needs, is in the time of its 4,000 trials, 20 times N); the last
+also on NAS-Bench-201 (three steps) and on Branin's function (27 steps). Medians over the
+repetitions, by the clock on the wall and by what the processors worked: on a busy machine the
+first says what else was running. Of real Ray the
 work is the driver's alone, which decides and records; the first trial, which pays for the
 process, is in the time.
 """
@@ -143,6 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="a tenth of the trials, once")
+    parser.add_argument("--trials", type=int, default=200, help="in real Ray; the others have more")
+    parser.add_argument("--times", type=int, default=3, help="how often each is measured")
     options = parser.parse_args()
     os.environ |= {
         "RAY_worker_niceness": "0",
@@ -155,7 +158,7 @@ def main() -> None:
 
     from tune_ext.benchmark.provenance import provenance
 
-    trials, times = (20, 1) if options.quick else (200, 3)
+    trials, times = (20, 1) if options.quick else (options.trials, options.times)
     ray.init(
         num_cpus=1,
         include_dashboard=False,
@@ -195,7 +198,13 @@ def main() -> None:
         print(f"{name:<32}{cells_of[0]:>24}{cells_of[1]:>24}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"load_average_before": load, "settings": table, "provenance": provenance()}
+        document = {
+            "load_average_before": load,
+            "trials": trials,
+            "times": times,
+            "settings": table,
+            "provenance": provenance(),
+        }
         options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
