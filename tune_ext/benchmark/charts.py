@@ -197,6 +197,8 @@ def _numbers(scale: Spec, values: Sequence[float]) -> Spec:
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     steps = (1, 2, 5) if high - low < 4 else (1,)
     ticks = [float(f"{s}e{power}") for power in range(low - 1, high + 1) for s in steps]
+    # An axis that clamps would write the numbers beyond its ends at its ends.
+    ticks = [tick for tick in ticks if scale["domainMin"] <= tick <= max(values)]
     return {"values": ticks, "format": "~r" if low > -5 else "~e"}
 
 
