@@ -48,6 +48,12 @@ def stack(name: str) -> Callable[[int], nn.Module]:
     return lambda blocks: ResidualStack(blocks, VARIANTS[name])
 
 
+def stream(blocks: int) -> tuple[nn.Module, scaling.Plan]:
+    """The same, all blocks taken as one sum."""
+    model = ResidualStack(blocks, VARIANTS["stream"])
+    return model, scaling.plan(model, torch.zeros(2, 1, 14, 14), in_degree="stream")
+
+
 def wide(rule: str) -> Callable[[int], tuple[nn.Module, torch.optim.Optimizer]]:
     """Networks of `width.py` with the rates of a rule."""
 
@@ -68,6 +74,7 @@ CHECKS = {
     "depth: a chain, torch's own": (torch_chain, DEPTHS),
     "depth: a chain, planned": (planned_chain, DEPTHS),
     "depth: residual, planned": (stack("target"), DEPTHS),
+    "depth: residual as one stream, planned": (stream, DEPTHS),
     "depth: residual with batch norm, planned": (stack("resnet, batch norm"), DEPTHS),
     "width: standard": (wide("standard"), WIDTHS),
     "width: ours": (wide("ours"), WIDTHS),
