@@ -64,6 +64,9 @@ bench: $(STAMP) ## the speed measurements, each side by side with what it is com
 	$(BIN)/python experiments/autohyper/makespan.py --out results/speed
 	$(BIN)/python experiments/speed/exptest.py --json results/speed/exptest.json
 	$(BIN)/python experiments/speed/simulation.py --json results/speed/simulation.json
+	$(BIN)/python experiments/speed/bohb.py --json results/speed/bohb.json
+	$(BIN)/python experiments/speed/hyperband.py --json results/speed/hyperband.json
+	$(BIN)/python experiments/speed/plan.py --json results/speed/plan.json
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
