@@ -20,12 +20,12 @@ decisions come out (`Decision`, `promote`, `dismiss`).
 
 from __future__ import annotations
 
-import enum
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
+from tune_ext._bracket_level import Level
+from tune_ext._bracket_rules import Decision, Rules
 from tune_ext._bracket_table import CLOSE, Rung, bracket_table
 from tune_ext._checks import as_number, check_state
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
@@ -36,37 +36,7 @@ _STATE = "brackets"
 _STATE_VERSION = 1
 
 
-class Decision(enum.Enum):
-    """What becomes of a trial that has reported."""
-
-    CONTINUE = "continue"
-    PAUSE = "pause"
-    STOP = "stop"
-
-
-@dataclass
-class _Level:
-    """A rung in play: who entered it, what came of them, who was let through."""
-
-    entered: list[str] = field(default_factory=list)
-    outcome: dict[str, float | None] = field(default_factory=dict)
-    promoted: list[str] = field(default_factory=list)
-    decided: bool = False
-
-    def unknown(self) -> int:
-        return len(self.entered) - len(self.outcome)
-
-
-@dataclass
-class _Play:
-    """A bracket in play."""
-
-    kind: int
-    levels: list[_Level]
-    closed: bool = False
-
-
-class Brackets:
+class Brackets(Rules):
     """Which trials pause, go on and stop, by Hyperband's rules.
 
     A trial enters by `add`, which opens a bracket whenever those open are full: new
@@ -117,15 +87,7 @@ class Brackets:
         eta = as_number("reduction_factor", reduction_factor)
         if not eta > 1:
             raise InvalidValueError(f"reduction_factor must be above 1, got {eta}")
-        self._table, self._eta, self._asynchronous = table, eta, bool(asynchronous)
-        self._plays: list[_Play] = []
-        self._home: dict[str, tuple[int, int]] = {}  # trial → play and level that it trains for
-        self._paused: set[str] = set()
-        self._gone: set[str] = set()
-        self._ready: list[str] = []
-        self._number: dict[str, int] = {}  # order of entry, which settles ties
-        self._started = 0
-        self._closed = False
+        super().__init__(table, eta, bool(asynchronous))
 
     # --- events
 
@@ -141,11 +103,10 @@ class Brackets:
         if trial in self._home:
             raise InvalidValueError(f"trial {trial!r} is in a bracket already")
         play = self._open_play()
-        self._plays[play].levels[0].entered.append(trial)
+        self._plays[play].levels[0].entered += 1
         self._home[trial] = (play, 0)
         self._number[trial] = self._started
         self._started += 1
-        self._gone.discard(trial)
         self._closed = False
         return self.budget(trial)
 
@@ -170,12 +131,12 @@ class Brackets:
             return Decision.CONTINUE
         level = self._plays[play].levels[index]
         if trial not in level.outcome:
-            level.outcome[trial] = _finite(loss)
+            level.settle(trial, _finite(loss), self._number[trial])
         if index + 1 == len(bracket) or level.outcome[trial] is None:
             self._gone.add(trial)
             self._decide(play)
             return Decision.STOP
-        self._paused.add(trial)
+        self._pause(trial)
         self._decide(play)
         return self._go_on_at_once(trial)
 
@@ -184,10 +145,12 @@ class Brackets:
         if trial not in self._home:
             return
         play, index = self._home[trial]
-        level = self._plays[play].levels[index]
+        if trial not in self._gone:
+            self._failed.add(trial)
         self._leave(trial)
+        level = self._plays[play].levels[index]
         if not level.decided:
-            level.outcome[trial] = None
+            level.settle(trial, None, self._number[trial])
         self._decide(play)
 
     def end(self, trial: str, loss: float | None) -> None:
@@ -195,21 +158,32 @@ class Brackets:
         if trial not in self._home or trial in self._gone:
             return
         play, index = self._home[trial]
-        self._plays[play].levels[index].outcome.setdefault(trial, _finite(loss))
+        level = self._plays[play].levels[index]
+        if trial not in level.outcome:
+            level.settle(trial, _finite(loss), self._number[trial])
         self._leave(trial)
         self._decide(play)
 
     def close(self) -> None:
         """No more trials will come: rungs that are not full are decided with what they have."""
         self._closed = True
-        for play in range(len(self._plays)):
+        for play in range(self._first_unclosed, len(self._plays)):
             self._plays[play].closed = True
             self._decide(play)
+        self._first_unclosed = len(self._plays)
 
     def forget(self, trial: str) -> None:
-        """Let a failed trial's name be added again, as a retried trial is."""
-        self.fail(trial)
-        self._home.pop(trial, None)
+        """Let a failed trial's name be added again; in the first rung its place is free again."""
+        if trial not in self._home:
+            return
+        self._leave(trial)
+        play, index = self._home.pop(trial)
+        for level in self._plays[play].levels[: index + 1]:
+            level.forget(trial, free=index == 0)
+        self._gone.discard(trial)
+        self._failed.discard(trial)
+        self._first_open = min(self._first_open, play)
+        self._decide(play)
 
     # --- answers
 
@@ -221,19 +195,6 @@ class Brackets:
     def closed(self) -> bool:
         """Whether no trial has been added since the last `close`."""
         return self._closed
-
-    def order(self, trial: str) -> int:
-        """When a trial was added, counted from 0; after all others if it was not."""
-        return self._number.get(trial, self._started)
-
-    def budget(self, trial: str) -> float:
-        """What a trial has had when it is judged next.
-
-        Raises:
-            KeyError: The trial is not in.
-        """
-        play, index = self._home[trial]
-        return float(self._rungs(play)[index].budget)
 
     def budgets(self) -> list[float]:
         """All budgets at which trials are compared, ascending."""
@@ -258,19 +219,14 @@ class Brackets:
 
     def dismiss(self) -> list[str]:
         """Paused trials that will never go on, in order; they are out from now on."""
-        waiting = [t for t in self._home if t in self._paused and t not in self._ready]
         if self._asynchronous:
             over = self._closed and not self._training() and self._best_waiting() is None
-            out = waiting if over else []
+            out = self.waiting() if over else []
         else:
-            out = [t for t in waiting if self._level(t).decided]
+            out = sorted(self._losers, key=self.order)
         for trial in out:
             self._leave(trial)
         return out
-
-    def waiting(self) -> list[str]:
-        """Paused trials, in order of entry."""
-        return [trial for trial in self._home if trial in self._paused]
 
     # --- state
 
@@ -290,13 +246,15 @@ class Brackets:
             "losses": losses,
             "waits": trial in self._paused,
             "out": trial in self._gone,
+            "failed": trial in self._failed,
         }
 
     def recall(self, memories: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on, with nothing in yet, where others with these memories stood.
 
         Args:
-            memories: Of each trial, in any order. One that has died since is to be failed.
+            memories: Of each trial, in any order; one of a trial that was promoted may be from
+                before its promotion. A trial that has died since is to be failed.
 
         Raises:
             StateError: They are not what `memory` returned, or belong to another table.
@@ -310,6 +268,8 @@ class Brackets:
                 error
             )
         for play in range(len(self._plays)):
+            if not self._asynchronous:
+                self._let_the_others_through(play)
             self._decide(play)
 
     def _recall(self, trial: str, memory: Mapping[str, Any]) -> None:
@@ -322,23 +282,29 @@ class Brackets:
         levels = self._plays[play].levels
         if not 0 <= index < len(levels) or not index <= len(losses) <= index + 1:
             raise ValueError(f"trial {trial!r} cannot be in rung {index} after {len(losses)}")
-        for level, loss in zip(levels, losses, strict=False):
-            level.outcome[trial] = loss
-        for level in levels[: index + 1]:
-            level.entered.append(trial)
-        for level in levels[:index]:
-            level.promoted.append(trial)
-            level.decided = not self._asynchronous
         self._home[trial] = (play, index)
-        self._number[trial] = int(memory["number"])
-        self._started = max(self._started, self._number[trial] + 1)
+        number = self._number[trial] = int(memory["number"])
+        self._started = max(self._started, number + 1)
+        for level, loss in zip(levels, losses, strict=False):
+            level.settle(trial, loss, number)
+        for level in levels[: index + 1]:
+            level.entered += 1
+        for level in levels[:index]:
+            level.promoted += 1
+            level.decided = not self._asynchronous
         if memory["out"]:
-            self._gone.add(trial)
-            levels[index].outcome.setdefault(trial, None)
+            self._recall_out(trial, levels[index], failed=bool(memory["failed"]))
         elif memory["waits"]:
-            self._paused.add(trial)
+            self._pause(trial)
             if len(losses) == index:
                 self._release([trial])
+
+    def _recall_out(self, trial: str, level: Level, *, failed: bool) -> None:
+        self._gone.add(trial)
+        if failed:
+            self._failed.add(trial)
+        if trial not in level.outcome:
+            level.settle(trial, None, self._number[trial])
 
     def to_json(self) -> dict[str, Any]:
         """The state as JSON-able values."""
@@ -374,134 +340,6 @@ class Brackets:
                 raise
             raise StateError(f"the state of Hyperband's brackets is damaged: {error!r}") from error
         return made
-
-    # --- private
-
-    def _rungs(self, play: int) -> tuple[Rung, ...]:
-        return self._table[self._plays[play].kind]
-
-    def _level(self, trial: str) -> _Level:
-        play, index = self._home[trial]
-        return self._plays[play].levels[index]
-
-    def _go_on_at_once(self, trial: str) -> Decision:
-        """Whether the trial that has just paused is the one that would be resumed now."""
-        if self._asynchronous:
-            best = self._best_waiting()
-            if best is not None and best[2] == trial:
-                self._promote_asynchronously()
-                return Decision.CONTINUE
-        elif trial in self._ready and self.budget(trial) >= self.budget(self._ready[0]):
-            self._ready.remove(trial)
-            self._paused.discard(trial)
-            return Decision.CONTINUE
-        return Decision.STOP if trial in self._gone else Decision.PAUSE
-
-    def _leave(self, trial: str) -> None:
-        self._paused.discard(trial)
-        self._gone.add(trial)
-        if trial in self._ready:
-            self._ready.remove(trial)
-
-    def _open_play(self) -> int:
-        """The bracket that a new trial enters; the published sequence, again and again."""
-        if self._asynchronous:
-            return self._asynchronous_play()
-        for index, play in enumerate(self._plays):
-            full = len(play.levels[0].entered) >= self._rungs(index)[0].size
-            if not full and not play.closed and not play.levels[0].decided:
-                return index
-        return self._new_play()
-
-    def _new_play(self) -> int:
-        kind = len(self._plays) % len(self._table)
-        self._plays.append(_Play(kind, [_Level() for _ in self._table[kind]]))
-        return len(self._plays) - 1
-
-    def _asynchronous_play(self) -> int:
-        if not self._plays:
-            self._plays = [_Play(k, [_Level() for _ in b]) for k, b in enumerate(self._table)]
-        sizes = [bracket[0].size for bracket in self._table]
-        place = self._started % sum(sizes)
-        for kind, size in enumerate(sizes):
-            if place < size:
-                return kind
-            place -= size
-        raise AssertionError("unreachable")
-
-    def _decide(self, play: int) -> None:
-        """Decide every rung of a synchronous bracket that can be decided."""
-        if self._asynchronous:
-            return
-        bracket, state = self._rungs(play), self._plays[play]
-        for index, level in enumerate(state.levels):
-            if level.decided:
-                continue
-            full = index > 0 or state.closed or len(level.entered) >= bracket[0].size
-            if not full or level.unknown() or not level.entered:
-                return
-            level.decided = True
-            if index + 1 < len(bracket):
-                self._let_through(play, index)
-
-    def _let_through(self, play: int, index: int) -> None:
-        state = self._plays[play]
-        level, above = state.levels[index], state.levels[index + 1]
-        places = max(1, math.floor(len(level.entered) / self._eta * (1 + CLOSE)))
-        level.promoted = self._ranking(level, self._paused)[:places]
-        for trial in level.promoted:
-            above.entered.append(trial)
-            self._home[trial] = (play, index + 1)
-        if not level.promoted:
-            for higher in state.levels[index + 1 :]:
-                higher.decided = True
-        self._release(level.promoted)
-
-    def _release(self, trials: list[str]) -> None:
-        self._ready.extend(trials)
-        self._ready.sort(key=lambda t: (-self.budget(t), self._number[t]))
-
-    def _ranking(self, level: _Level, candidates: Collection[str]) -> list[str]:
-        """Those of `candidates` with a finite loss at a rung, the lowest first, then by entry."""
-        finite = [(v, t) for t, v in level.outcome.items() if v is not None and t in candidates]
-        return [t for _, t in sorted(finite, key=lambda f: (f[0], self._number[f[1]]))]
-
-    def _best_waiting(self) -> tuple[int, int, str] | None:
-        """The play, the level and the trial that goes on next, farthest rungs first."""
-        found: list[tuple[float, int, int, str]] = []
-        for play, state in enumerate(self._plays):
-            for index, level in enumerate(state.levels[:-1]):
-                places = math.floor(len(level.outcome) / self._eta * (1 + CLOSE))
-                if self._closed and not self._unsettled(state, index):
-                    places = max(1, places)
-                for trial in self._ranking(level, level.outcome)[:places]:
-                    if trial in self._paused and self._home[trial] == (play, index):
-                        budget = self._table[state.kind][index].budget
-                        found.append((-budget, play, index, trial))
-                        break
-        if not found:
-            return None
-        _, play, index, trial = min(found, key=lambda f: f[:3])
-        return play, index, trial
-
-    def _unsettled(self, state: _Play, index: int) -> bool:
-        """Whether a result may still come to this rung or, from below it, enter it."""
-        return any(level.unknown() for level in state.levels[: index + 1])
-
-    def _promote_asynchronously(self) -> str | None:
-        best = self._best_waiting()
-        if best is None:
-            return None
-        play, index, trial = best
-        self._plays[play].levels[index].promoted.append(trial)
-        self._plays[play].levels[index + 1].entered.append(trial)
-        self._home[trial] = (play, index + 1)
-        self._paused.discard(trial)
-        return trial
-
-    def _training(self) -> bool:
-        """Whether any trial has still to report or to fail."""
-        return any(level.unknown() for play in self._plays for level in play.levels)
 
 
 def _finite(loss: float | None) -> float | None:

@@ -12,6 +12,7 @@ from ray.train._internal.storage import StorageContext
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
+from ray.tune.utils import flatten_dict
 
 from tune_ext.benchmark.simulation import simulate
 from tune_ext.errors import InvalidTypeError, InvalidValueError
@@ -196,6 +197,153 @@ def test_a_blank_scheduler_takes_over_in_the_middle(tmp_path: Path) -> None:
     assert blank.choose_trial_to_run(controller) is by_name["t1"]
 
 
+class _Loop(FakeController):
+    """Ray's rules for the end of a trial; what the searcher is shown then."""
+
+    def _set_trial_status(self, trial: Any, status: str) -> None:
+        trial.set_status(status)
+
+    def stop_trial(self, trial: Any) -> None:
+        if trial.status == Trial.RUNNING:
+            self.scheduler.on_trial_complete(self, trial, flatten_dict(trial.last_result))
+            self.on_trial_complete(trial.trial_id, flatten_dict(trial.last_result))
+        else:
+            self.scheduler.on_trial_remove(self, trial)
+            self.on_trial_complete(trial.trial_id)
+        trial.set_status(Trial.TERMINATED)
+
+
+def _restored(trials: list[Any], **options: Any) -> tuple[_Loop, dict[str, Any]]:
+    """As Ray puts trials back: the newest result first, all that have not ended as pending."""
+    controller = _Loop()
+    controller.scheduler = HyperBand("training_iteration", "loss", "min", 9, 3, **options)
+    found = [Trial.from_json_state(t.get_json_state()[0], stub=True) for t in trials]
+    for trial in reversed(found):
+        if not trial.is_finished():
+            trial.set_status(Trial.PENDING)
+        controller.add(controller.scheduler, trial)
+    return controller, {trial.trial_id: trial for trial in found}
+
+
+def test_all_that_were_promoted_together_are_resumed_after_a_restore(tmp_path: Path) -> None:
+    play = Play(tmp_path, 9)
+    for i in range(9):
+        play.report(i, 1, float(i) if i < 8 else 9.0)
+    assert play.chosen() == "t0"  # the others wait for their turn
+    controller, trials = _restored(play.trials)
+    resumed = []
+    while (trial := controller.scheduler.choose_trial_to_run(controller)) is not None:
+        resumed.append(trial.trial_id)
+        trial.set_status(Trial.RUNNING)
+    assert sorted(resumed) == ["t0", "t1", "t2"]
+    assert all(trials[f"t{i}"].status == Trial.TERMINATED for i in range(3, 9))
+
+
+def test_a_stop_that_a_crash_has_lost_is_made_up_for(tmp_path: Path) -> None:
+    """The run died while Ray saved the trial: it neither trains on nor is its result lost."""
+    play = Play(tmp_path, 1, brackets=1)
+    trial = play.trials[0]
+    for epoch in (1, 3):
+        play.report(0, epoch, 1.0)
+        play.resume()
+    result = {"training_iteration": 9, "loss": 0.5}
+    assert play.scheduler.on_trial_result(play.controller, trial, dict(result)) == "STOP"
+    trial.set_status(Trial.RUNNING)
+    trial.run_metadata.last_result = result
+    runtime = trial.run_metadata
+    controller, trials = _Loop(), [Trial.from_json_state(trial.get_json_state()[0], stub=True)]
+    controller.scheduler = HyperBand("training_iteration", "loss", "min", 9, 3, brackets=1)
+    trials[0].run_metadata = runtime
+    trials[0].set_status(Trial.PENDING)
+    controller.add(controller.scheduler, trials[0])
+    assert controller.scheduler.choose_trial_to_run(controller) is None
+    assert trials[0].status == Trial.TERMINATED
+    assert controller.completed["t0"][BUDGET] == 9
+
+
+def test_a_restarted_trial_does_not_tear_its_peers_apart(tmp_path: Path) -> None:
+    """restart_errored: Ray adds a trial that is new here in the middle of the others."""
+    play = Play(tmp_path, 9)
+    for i in range(9):
+        play.report(i, 1, float(i))
+    play.resume()
+    play.report(1, 3, 0.5)
+    found = [Trial.from_json_state(t.get_json_state()[0], stub=True) for t in play.trials]
+    controller = _Loop()
+    controller.scheduler = HyperBand("training_iteration", "loss", "min", 9, 3)
+    storage = StorageContext(str(tmp_path), experiment_dir_name="experiment")
+    found.insert(2, fake_trial(storage, {"x": 99}, "new"))
+    for trial in found:
+        if not trial.is_finished():
+            trial.set_status(Trial.PENDING)
+        controller.add(controller.scheduler, trial)
+    controller.scheduler.choose_trial_to_run(controller)
+    inside = controller.scheduler._play
+    assert [inside.memory(f"t{i}")["rung"] for i in range(3)] == [1, 1, 1]
+    assert not inside.memory("t1")["out"]
+    assert inside.is_paused("t1")
+    assert inside.memory("new")["bracket"] == 1
+    assert inside.order("new") == 9
+
+
+def test_an_errored_trial_that_is_resumed_starts_anew(tmp_path: Path) -> None:
+    play = Play(tmp_path, 9)
+    for i in range(8):
+        play.report(i, 1, float(i))
+    play.trials[8].set_status(Trial.RUNNING)
+    play.scheduler.on_trial_error(play.controller, play.trials[8])
+    play.trials[8].set_status(Trial.ERROR)
+    assert play.resume() == ["t0", "t1", "t2"]
+    play.trials[8].set_status(Trial.PENDING)  # resume_errored
+    controller, _ = _restored(play.trials)
+    assert controller.scheduler.choose_trial_to_run(controller).trial_id in ("t0", "t8")
+    memory = controller.scheduler._play.memory("t8")
+    assert (memory["bracket"], memory["rung"], memory["out"]) == (1, 0, False)
+
+
+def test_a_slow_save_holds_up_no_other_promotion(tmp_path: Path) -> None:
+    play = Play(tmp_path, 9)
+    for i in range(9):
+        play.report(i, 1, float(i) if i < 8 else 9.0)
+    play.trials[0].set_status(Trial.RUNNING)  # Ray still saves it
+    assert play.chosen() == "t1"
+    play.trials[1].set_status(Trial.RUNNING)
+    assert play.chosen() == "t2"
+    play.trials[2].set_status(Trial.RUNNING)
+    assert play.chosen() is None
+    play.trials[0].set_status(Trial.PAUSED)
+    assert play.chosen() == "t0"
+
+
+def test_a_limit_of_rays_own_at_the_last_rung_loses_no_result(tmp_path: Path) -> None:
+    """Ray asks no scheduler at such a result; its completion is all that there is."""
+    play = Play(tmp_path, 1, brackets=1)
+    for epoch in (1, 3):
+        play.report(0, epoch, 1.0)
+        play.resume()
+    trial = play.trials[0]
+    trial.run_metadata.last_result = {"training_iteration": 9, "loss": 0.5, "done": True}
+    play.scheduler.on_trial_complete(play.controller, trial, dict(trial.run_metadata.last_result))
+    assert trial.run_metadata.last_result[BUDGET] == 9
+
+
+def test_a_result_without_the_metric_does_not_end_the_run(tmp_path: Path) -> None:
+    class Silent(_Lookup):
+        def step(self) -> dict[str, Any]:
+            result = super().step()
+            if self.x == 3:
+                result["other"] = result.pop("loss")
+            return result
+
+    done = simulate(
+        Silent,
+        search_alg=_Any(9),
+        scheduler=HyperBand(metric="loss", mode="min", max_t=9, brackets=1),
+        storage=tmp_path,
+    )
+    assert done.trials == 9
+
+
 def _train(config: dict[str, Any]) -> None:
     import json
     import tempfile
@@ -253,6 +401,14 @@ class _Listed(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Nothing is learned."""
+
+
+class _Any(_Listed):
+    """Without a metric of its own, which Ray would insist on."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._metric = None
 
 
 class _Lookup:

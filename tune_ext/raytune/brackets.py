@@ -13,7 +13,7 @@ from tune_ext._bracket_table import Rounding, bracket_table
 from tune_ext._checks import check_choice
 from tune_ext.brackets import Brackets, Decision
 from tune_ext.errors import InvalidValueError, StateError
-from tune_ext.raytune._base import as_number, check_name
+from tune_ext.raytune._base import _UncheckedName, as_number, check_name
 
 __all__ = ["BUDGET", "HyperBand"]
 
@@ -29,8 +29,8 @@ class HyperBand(FIFOScheduler):
     New configurations enter the next bracket while others wait, so that no worker is idle while
     there is anything to run. A rung that nobody else will join is decided with those it has. What
     a trial remembers of its bracket is saved by Ray together with the trial, so a run goes on
-    after ``Tuner.restore`` as if nothing had happened. NaN, None, infinite and missing metrics
-    are never promoted.
+    after ``Tuner.restore`` where the snapshot was. NaN, None, infinite and missing metrics are
+    never promoted (Ray itself ends a run in which a metric of ``TuneConfig`` is missing).
 
     Trials are resumed from their last checkpoint: report one at least at the rungs' budgets, or
     a resumed trial starts from scratch.
@@ -43,7 +43,8 @@ class HyperBand(FIFOScheduler):
             in ``time_total_s``.
         metric: What is compared; None takes the experiment's.
         mode: "min" or "max"; None takes the experiment's.
-        max_t: R, the most that one trial gets.
+        max_t: R, after which a trial is stopped: at its first result that has reached it, so
+            seconds are overshot by one report's time at most.
         reduction_factor: η: one of η trials goes on to the next rung.
         min_t: The least that a trial gets.
         asynchronous: Promote a trial as soon as it is among the best 1/η of its rung so far,
@@ -87,15 +88,19 @@ class HyperBand(FIFOScheduler):
             raise InvalidValueError(f"brackets must be in 1 to {len(table)}, got {brackets!r}")
         self._table, self._eta = table[:brackets], reduction_factor
         self._asynchronous = bool(asynchronous)
-        self._time_attr, self._metric, self._mode = time_attr, metric, mode
+        self._time_attr, self._mode = time_attr, mode
+        self._metric = None if metric is None else _UncheckedName(metric)
         self._play = Brackets(self._table, self._eta, asynchronous=self._asynchronous)
         self._recalled: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+        self._new: list[Any] = []  # trials to let in, after those that are recalled
+        self._over: list[Any] = []  # trials whose stop was decided, and lost in a crash
         self._last_rung: dict[str, float] = {}  # of trials that were told to stop
         self._resumable: dict[str, bool] = {}  # whether Ray was given the trial
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric and mode for what the constructor left open."""
-        self._metric = self._metric or metric
+        if self._metric is None and metric is not None:
+            self._metric = _UncheckedName(metric)
         self._mode = self._mode or mode
         return self._metric is not None and self._mode is not None
 
@@ -108,17 +113,17 @@ class HyperBand(FIFOScheduler):
         if name in self._play:
             if trial.is_finished() or not self._play.memory(name)["out"]:
                 return
-            self._play.forget(name)
-        elif memory is not None and not (memory["out"] and not trial.is_finished()):
+            if self._play.memory(name)["failed"]:
+                self._play.forget(name)
+                self._new.append(trial)
+            else:
+                self._over.append(trial)
+        elif memory is not None:
             self._recalled[name] = (trial, memory)
             if memory["waits"] and not trial.is_finished():
                 trial.set_status(Trial.PAUSED)
-            return
-        elif trial.is_finished():
-            return
-        self._settle()
-        self._play.add(name)
-        self._remember(trial)
+        elif not trial.is_finished():
+            self._new.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on, waits or has come far enough."""
@@ -148,7 +153,9 @@ class HyperBand(FIFOScheduler):
         """A trial has ended, by itself or because it was stopped."""
         self._settle()
         due = self._last_rung.pop(trial.trial_id, None)
-        if due is not None:
+        if trial.trial_id in self._play and not self._play.memory(trial.trial_id)["out"]:
+            due = self._play.budget(trial.trial_id)  # it ended by itself, or at Ray's own limit
+        if due is not None and trial.run_metadata.last_result:
             # Ray shows a searcher the result of a STOP only now, and as the trial keeps it.
             trial.run_metadata.last_result[BUDGET] = due
         self._play.end(trial.trial_id, self._loss(result))
@@ -168,10 +175,14 @@ class HyperBand(FIFOScheduler):
         """Prefer trials that were promoted to new ones; stop those that never will be."""
         self._settle()
         trials = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
-        waiting = [t for t in trials.values() if t.status == Trial.PENDING]
+        over = {trial.trial_id for trial in self._over}
+        waiting = [
+            t for t in trials.values() if t.status == Trial.PENDING and t.trial_id not in over
+        ]
         nothing_comes = _no_more(tune_controller) or not self._others(trials, waiting)
         if nothing_comes and not self._play.closed:
             self._play.close()
+        self._stop_again(tune_controller)
         self._stop_dismissed(tune_controller, trials)
         chosen = self._promoted(tune_controller, trials)
         if chosen is None:
@@ -195,9 +206,25 @@ class HyperBand(FIFOScheduler):
 
     def _settle(self) -> None:
         """Put restored trials back, once all of them are known."""
-        if not self._recalled:
-            return
         recalled, self._recalled = self._recalled, {}
+        new, self._new = self._new, []
+        if recalled:
+            self._recall(recalled)
+        for name, (trial, memory) in recalled.items():
+            if trial.is_finished():
+                if not memory["out"]:
+                    self._play.fail(name)
+            elif memory["out"] and memory["failed"]:  # Ray was asked to try it again
+                self._play.forget(name)
+                new.append(trial)
+            elif memory["out"]:
+                self._over.append(trial)
+        for trial in new:
+            if not trial.is_finished():
+                self._play.add(trial.trial_id)
+                self._remember(trial)
+
+    def _recall(self, recalled: Mapping[str, tuple[Any, Mapping[str, Any]]]) -> None:
         try:
             self._play.recall({name: memory for name, (_, memory) in recalled.items()})
         except StateError as error:
@@ -205,11 +232,6 @@ class HyperBand(FIFOScheduler):
                 f"{error}; the experiment was run with another HyperBand: restore it with the "
                 "same max_t, min_t, reduction_factor, brackets and asynchronous"
             ) from error
-        for name, (trial, memory) in recalled.items():
-            if trial.is_finished() and not memory["out"]:
-                self._play.fail(name)
-            if trial.status == Trial.PAUSED and not self._play.is_paused(name):
-                trial.set_status(Trial.PENDING)
 
     def _remember(self, trial: Any) -> None:
         """Note on the trial what is to be known of it after a restore."""
@@ -228,6 +250,16 @@ class HyperBand(FIFOScheduler):
             return True
         return any(trial.status == Trial.RUNNING for trial in trials.values())
 
+    def _stop_again(self, tune_controller: Any) -> None:
+        """Stop trials that had been told to when the run, or the actor that saved, died."""
+        over, self._over = self._over, []
+        for trial in over:
+            if not trial.is_finished():
+                self._last_rung[trial.trial_id] = self._play.budget(trial.trial_id)
+                # As if it ran: a searcher is shown the last result of no other trial.
+                tune_controller._set_trial_status(trial, Trial.RUNNING)
+                tune_controller.stop_trial(trial)
+
     def _stop_dismissed(self, tune_controller: Any, trials: Mapping[str, Any]) -> None:
         for name in self._play.dismiss():
             trial = trials.get(name)
@@ -241,17 +273,22 @@ class HyperBand(FIFOScheduler):
             status = trials[name].status if name in trials else None
             if status != Trial.PAUSED and (given or status != Trial.RUNNING):
                 del self._resumable[name]
-        # One at a time: who is among the best may change until a worker is free.
-        promoted = self._play.promote() if not self._resumable else None
-        if promoted is not None and promoted in trials:
-            self._resumable[promoted] = False
+        while True:
+            for name in self._resumable:
+                if trials[name].status == Trial.PAUSED:
+                    self._resumable[name] = True
+                    return trials[name]
+            # Those that Ray still saves hold nobody up.
+            promoted = self._play.promote()
+            if promoted is None:
+                return None
+            if promoted not in trials or trials[promoted].is_finished():
+                self._play.fail(promoted)
+                continue
             self._remember(trials[promoted])
             _tell_searcher(tune_controller, "on_unpause", trials[promoted])
-        for name in self._resumable:
-            if trials[name].status == Trial.PAUSED:
-                self._resumable[name] = True
-                return trials[name]
-        return None
+            if trials[promoted].status in (Trial.PAUSED, Trial.RUNNING):
+                self._resumable[promoted] = False
 
 
 def _tell_searcher(tune_controller: Any, what: str, trial: Any) -> None:
