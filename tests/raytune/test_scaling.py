@@ -645,8 +645,9 @@ def test_a_state_that_cannot_be_taken_changes_nothing(
 def test_a_state_of_another_base_is_refused(tmp_path: Path) -> None:
     saved(tmp_path / "state", base={"depth": 3})
     for other in ({}, {"base": {"depth": 4}}, {"base": {"depth": 3}, "aggregate": "sum"}):
-        with pytest.raises(StateError, match="use the same lr, base, aggregate"):
+        with pytest.raises(StateError, match="use the same lr, base, aggregate") as caught:
             scaled(Scripted(), **other).restore(str(tmp_path / "state"))
+        assert "damaged" not in str(caught.value)
     scaled(Scripted(), base={"depth": 3}).restore(str(tmp_path / "state"))
 
 

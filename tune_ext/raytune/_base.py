@@ -143,6 +143,8 @@ class StatefulSearcher(Searcher):
             )
         try:
             self._load_state(state)
+        except StateError as error:  # says itself what is wrong; the state may be of another search
+            raise StateError(f"{where} cannot be used: {error}; it was left alone") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"{where} is damaged: {error!r}; it was left alone") from error
 
