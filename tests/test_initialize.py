@@ -163,6 +163,46 @@ def test_wrappers_make_no_difference(wrapped: str) -> None:
     assert same(values(model), values(plain))
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, compiled])
+def test_a_wrapped_model_is_planned_and_initialised(wrap) -> None:
+    def plan_of(model: nn.Module) -> Plan:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScalingWarning)
+            return scaling.plan(model, torch.zeros(1, 5))
+
+    plain, model = mlp(), wrap(mlp())
+    plan = plan_of(torch.compile(mlp()) if wrap is compiled else model)
+    plan_of(plain).initialize_(plain, 0)
+    assert plan.initialize_(model, 0).untouched == ()
+    assert same(values(model), values(plain))
+    assert (
+        sum(len(group["params"]) for group in plan.param_groups(0.1, model, per_kernel=True)) == 8
+    )
+
+
+class LowRank(nn.Module):
+    """A weight that forward computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.ones(8, 2)), nn.Parameter(torch.ones(2, 8))
+        self.readout = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.readout((x @ (self.a @ self.b)).relu())
+
+
+def test_what_a_weight_is_computed_from_is_left_alone() -> None:
+    model = LowRank()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScalingWarning)
+        plan = scaling.plan(model, torch.zeros(1, 8))
+        report = plan.initialize_(model, 0)
+    assert (report.weights, report.untouched) == (("readout.weight",), ("a", "b"))
+    (group,) = plan.param_groups(0.1, per_kernel=True)
+    assert len(group["params"]) == 4
+
+
 def test_tied_and_parametrised_weights() -> None:
     network = graph(
         INPUT,

@@ -416,6 +416,9 @@ def test_merges(function: Callable[..., object], nodes: list[str]) -> None:
         (lambda m, x: torch.einsum("...i,io", x, m.w), (8, 5), 8, 5, 1, None),
         (lambda m, x: torch.einsum("bi,bio->bo", x, m.w), (8, 8, 5), 8, 5, 8, None),
         (lambda m, x: x.view(8, 1, 8).bmm(m.w), (8, 8, 5), 8, 5, 8, None),
+        (lambda m, x: torch.inner(x, m.w), (5, 8), 8, 5, 1, None),
+        (lambda m, x: torch.tensordot(x, m.w, dims=1), (8, 5), 8, 5, 1, None),
+        (lambda m, x: torch.tensordot(m.w, x, ([0, 2], [0, 1])), (8, 5, 8), 64, 5, 1, None),
         (lambda m, x: F.conv1d(x.view(1, 8, 8), m.w, m.v), (5, 8, 3), 24, 15, 1, "v"),
         (lambda m, x: F.conv1d(x.view(1, 8, 8), m.w, groups=2), (6, 4, 3), 12, 9, 2, None),
         (lambda m, x: F.conv2d(x.view(1, 4, 4, 4), m.w), (2, 4, 1, 3), 12, 6, 1, None),
@@ -590,6 +593,23 @@ def test_computed_weights_are_layers(build: Callable[[], nn.Module]) -> None:
     assert (graph.layer(1).fan_in, graph.layer(1).activation) == (8, "relu")
 
 
+@pytest.mark.parametrize(
+    ("function", "shape", "name"),
+    [
+        (lambda m, x: F.bilinear(x, x, m.w), (8, 8, 8), "bilinear"),
+        (lambda m, x: torch.linalg.multi_dot([x, m.w, m.w]), (8, 8), "linalg_multi_dot"),
+        (lambda m, x: torch.addbmm(x, x[None], m.w), (1, 8, 8), "addbmm"),
+        (lambda m, x: torch.einsum("bi,ij,jk->bk", x, m.w, m.w), (8, 8), "einsum"),
+    ],
+)
+def test_weights_without_a_rule_are_told(
+    function: Callable[..., Tensor], shape: tuple[int, ...], name: str
+) -> None:
+    network = Net(lambda m, x: m.a(function(m, x)), w=parameter(*shape))
+    graph = trace(network, torch.empty(8, 8))
+    assert f"weights left out: w, as {name} is not read as a layer" in graph.notes
+
+
 def test_weights_that_are_no_parameters_count_as_no_layer() -> None:
     blur = Net(lambda m, x: m.a(F.conv1d(x[:, None], torch.ones(1, 1, 3), padding=1)[:, 0]))
     graph = trace(blur, torch.empty(3, 8))
@@ -613,7 +633,7 @@ def test_several_inputs() -> None:
 def test_several_outputs() -> None:
     def function(m: Net, x: Tensor) -> object:
         y = m.a(x)
-        return {"classes": y.argmax(1), "heads": [m.b(y), y], "again": y}
+        return {"classes": y.argmax(1), "heads": [m.b(y), y], "again": y, "loss": None, "n": 3}
 
     graph = trace(Net(function), torch.empty(3, 8))
     assert written(graph) == ["input()", "a.weight(0)", "b.weight(1)", "concat(2, 1)"]
@@ -706,18 +726,22 @@ def test_tracing_keeps_quiet(capfd: pytest.CaptureFixture[str], recwarn) -> None
     assert not recwarn.list
 
 
-def test_names_are_those_of_the_given_model() -> None:
-    compiled = torch.compile(nn.Sequential(nn.Linear(8, 8)), backend="eager")
-    graph = trace(compiled, torch.empty(3, 8))
-    assert graph.layer(1).name == "_orig_mod.0.weight"
-    parallel = nn.Sequential(
-        nn.DataParallel(nn.Linear(8, 8)), torch.compile(nn.Linear(8, 8), backend="eager")
-    )
-    inside = trace(parallel, torch.empty(3, 8))
-    for network, found in ((compiled, graph), (parallel, inside)):
-        names = dict(network.named_parameters())
-        assert all(found.layer(index).name in names for index in found.layers)
-        assert all(found.layer(index).bias in names for index in found.layers)
+def test_wrappers_do_not_show_in_names() -> None:
+    def compiled(model: nn.Module) -> nn.Module:
+        return torch.compile(model, backend="eager")
+
+    first, second = nn.Linear(8, 8), parametrizations.weight_norm(nn.Linear(8, 8))
+    plain = nn.Sequential(first, second)
+    expected = trace(plain, torch.empty(3, 8))
+    assert written(expected) == ["input()", "0.weight(0)", "1.weight(1)"]
+    for network in (
+        compiled(plain),
+        nn.DataParallel(plain),
+        nn.DataParallel(compiled(plain)),
+        torch.optim.swa_utils.AveragedModel(plain),
+        nn.Sequential(nn.DataParallel(first), compiled(second)),
+    ):
+        assert trace(network, torch.empty(3, 8)) == expected
 
 
 # ---------------------------------------------------------------------- what cannot be traced

@@ -98,6 +98,7 @@ def initialize(
     model: nn.Module,
     generator: torch.Generator | int,
     parts: Set[str] = frozenset(),
+    computed: Set[str] = frozenset(),
 ) -> Initialization:
     """What `Plan.initialize_` does.
 
@@ -106,9 +107,11 @@ def initialize(
         model: Whose weights.
         generator: A generator or a seed.
         parts: Weights of which a layer uses some rows; all of them are drawn alike.
+        computed: Weights that are functions of parameters: left alone if they are none themselves.
     """
     source = _generator(generator)
     modules = _modules(model)
+    layers = [plan for plan in layers if not _is_lacking(modules, plan.layer.name, computed)]
     weights = {plan.layer.name: _slot(modules, plan.layer.name) for plan in layers}
     biases = [_slot(modules, plan.layer.bias) for plan in layers if plan.layer.bias is not None]
     stds: dict[frozenset[int], float] = {}
@@ -165,14 +168,23 @@ def _slot(modules: Mapping[str, nn.Module], name: str) -> _Slot:
     """The parameter of this name."""
     where, _, attribute = name.rpartition(".")
     module = modules.get(where)
-    if module is None or not (
-        module._parameters.get(attribute) is not None
-        or parametrize.is_parametrized(module, attribute)
-    ):
+    if module is None or not _has(module, attribute):
         raise InvalidValueError(
             f"the model has no parameter {name!r}: the plan is of another architecture"
         )
     return _Slot(name, module, attribute)
+
+
+def _is_lacking(modules: Mapping[str, nn.Module], name: str, computed: Set[str]) -> bool:
+    """Whether a weight is computed in forward, so that nothing can be set."""
+    where, _, attribute = name.rpartition(".")
+    module = modules.get(where)
+    return name in computed and (module is None or not _has(module, attribute))
+
+
+def _has(module: nn.Module, attribute: str) -> bool:
+    plain = module._parameters.get(attribute) is not None
+    return plain or parametrize.is_parametrized(module, attribute)
 
 
 def _reset(where: str, module: nn.Module) -> Iterator[str]:
@@ -214,7 +226,11 @@ def _report(
 
 
 def param_groups(
-    model: nn.Module, lr: float, scales: Mapping[str, float], weight_decay: float | None
+    model: nn.Module,
+    lr: float,
+    scales: Mapping[str, float],
+    weight_decay: float | None,
+    computed: Set[str] = frozenset(),
 ) -> list[dict[str, Any]]:
     """What `Plan.param_groups` does, with the learning rate of the network.
 
@@ -223,10 +239,13 @@ def param_groups(
         lr: Of a layer without an entry in `scales`.
         scales: Name of a weight → factor of its learning rate.
         weight_decay: See `Plan.param_groups`.
+        computed: As in `initialize`.
     """
     modules = _modules(model)
     factors: dict[int, float] = {}
     for name, scale in scales.items():
+        if _is_lacking(modules, name, computed):
+            continue
         for key in _slot(modules, name).parameters:
             factors[key] = scale
     groups: dict[tuple[float, bool], dict[str, Any]] = {}

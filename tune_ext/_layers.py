@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["current_weight", "find_layers", "is_transposed"]
+__all__ = ["current_weight", "find_layers", "is_transposed", "plain_name", "unwrapped"]
 
 #: Where torch keeps what a parametrised weight is computed from.
 _PARAMETRISED = "parametrizations.weight"
@@ -73,14 +73,33 @@ def _walk(module: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, n
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    while True:
-        # What torch.compile returns; naming its class would import the compiler.
-        inner = module._modules.get("_orig_mod")
-        if inner is None and isinstance(module, _WRAPPERS):
-            inner = module.module
-        if inner is None:
-            return module
-        module = inner
+    """The module inside all wrappers."""
+    while (inside := _wrapped_as(module)) is not None:
+        module = getattr(module, inside)
+    return module
+
+
+def _wrapped_as(module: nn.Module) -> str | None:
+    """Under which name a wrapper holds the model; None if it is no wrapper."""
+    # What torch.compile returns; naming its class would import the compiler.
+    if module._modules.get("_orig_mod") is not None:
+        return "_orig_mod"
+    return "module" if isinstance(module, _WRAPPERS) else None
+
+
+def plain_name(model: nn.Module, name: str) -> str:
+    """The name of a module or parameter without the wrappers on its way.
+
+    >>> plain_name(nn.Sequential(nn.DataParallel(nn.Linear(2, 2))), "0.module.weight")
+    '0.weight'
+    """
+    kept: list[str] = []
+    module: nn.Module | None = model
+    for part in name.split("."):
+        if module is None or part != _wrapped_as(module):
+            kept.append(part)
+        module = None if module is None else module._modules.get(part)
+    return ".".join(kept)
 
 
 def _identity(layer: nn.Module) -> frozenset[int]:

@@ -208,7 +208,8 @@ class Plan:
         """Draw the weights anew: N(0, C/fan), the read-out N(0, C/fan²), biases 0.
 
         Normalisation layers become 1 and 0, their running statistics those of a new layer. Other
-        parameters (embeddings, learned positions, …) are left alone; the result names them.
+        parameters (embeddings, learned positions, what a weight is computed from, …) are left
+        alone; the result names them.
         Wrappers (DataParallel, torch.compile, …) make no difference, a weight that several
         layers share is drawn once, and the numbers do not depend on the model's device.
 
@@ -225,9 +226,13 @@ class Plan:
         """
         from tune_ext._initialize import initialize
 
-        noted = [n for n in self.graph.notes if n.startswith("part of a parameter: ")]
-        parts = {one.layer.name for one in self.layers if any(one.layer.name in n for n in noted)}
-        return initialize(self.layers, model, generator, parts)
+        parts, computed = self._noted("part of a parameter"), self._noted("computed weight")
+        return initialize(self.layers, model, generator, parts, computed)
+
+    def _noted(self, kind: str) -> set[str]:
+        """The weights that the graph has a note of this kind about."""
+        about = {n.split(" ")[len(kind.split())] for n in self.graph.notes if n.startswith(kind)}
+        return about & {one.layer.name for one in self.layers}
 
     def param_groups(
         self,
@@ -264,7 +269,8 @@ class Plan:
         hidden = [one.layer for one in self.layers if not one.readout]
         scales = {layer.name: self.kernel_size / _kernel_size(layer) for layer in hidden}
         rate = self.learning_rate(base_lr, base)
-        return param_groups(model, rate, scales if per_kernel else {}, weight_decay)
+        computed = self._noted("computed weight")
+        return param_groups(model, rate, scales if per_kernel else {}, weight_decay, computed)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as values that JSON knows; `from_dict` reads it."""

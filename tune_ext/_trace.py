@@ -15,16 +15,18 @@ import random
 import traceback
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from tune_ext._graph import NetworkGraph
+from tune_ext._layers import plain_name
 from tune_ext._trace_clone import Clone, Substitute, substitute_inputs, to_meta, weightless
 from tune_ext._trace_reader import GraphReader
 from tune_ext._trace_site import is_real
@@ -65,7 +67,7 @@ def trace(model: nn.Module, example_input: Any) -> NetworkGraph:
         builder.note(note)
     if clone.dropped_hooks:
         builder.note(f"hooks: {clone.dropped_hooks} forward hooks are left out")
-    reader = GraphReader(builder, clone.norms, lambda path: (clone.prefix + path).rstrip("."))
+    reader = GraphReader(builder, clone.norms, partial(plain_name, clone.module))
     inputs = _inputs(program, clone, builder)
     outputs = reader.read(program.graph, program.graph_module, inputs)
     return builder.finish(_single(model, program, outputs, builder))
@@ -180,7 +182,7 @@ def _reason(model: nn.Module, clone: Clone, error: Exception) -> str:
     paths = {id(module): path for path, module in clone.module.named_modules()}
     where = ""
     if modules:
-        path = (clone.prefix + paths.get(id(modules[-1]), "")).rstrip(".")
+        path = plain_name(clone.module, paths.get(id(modules[-1]), ""))
         where = f" in {type(modules[-1]).__name__}" + (f" {path!r}" if path else "")
     own = [frame for frame in frames if not frame.f_code.co_filename.startswith(_NOT_USERS)]
     if own:
@@ -207,7 +209,7 @@ def _inputs(program: ExportedProgram, clone: Clone, builder: Builder) -> dict[st
     for spec in program.graph_signature.input_specs:
         name, target = spec.arg.name, spec.target
         if spec.kind is InputKind.PARAMETER and target is not None:
-            path = clone.names.get(id(parameters[target]), clone.prefix + target)
+            path = clone.names.get(id(parameters[target]), plain_name(clone.module, target))
             shape = tuple(parameters[target].shape)
             values[name] = Constant(path, shape, parameters=frozenset([path]))
         elif spec.kind is InputKind.USER_INPUT and used.get(name):
@@ -223,7 +225,7 @@ def _single(model: nn.Module, program: ExportedProgram, outputs: Any, builder: B
     last = next(node for node in program.graph.nodes if node.op == "output")
     wires: list[Wire] = []
     for spec, node, value in zip(specs, last.args[0], outputs, strict=True):
-        if spec.kind is OutputKind.USER_OUTPUT and is_real(node):
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node) and is_real(node):
             wire = builder.collapsed(value, "output")
             wires += [wire] if isinstance(wire, Wire) else []
     wires = list({wire.node: wire for wire in wires}.values())

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from tune_ext._layers import plain_name, unwrapped
 from tune_ext.errors import InvalidValueError
 
 __all__ = ["Clone", "Substitute", "substitute_inputs", "to_meta", "weightless"]
@@ -32,17 +33,16 @@ class Clone:
 
     Args:
         module: The copy.
-        names: For each parameter of the copy, by its identity, its path in the original.
+        names: For each parameter of the copy, by its identity, its path in the original. No
+            wrapper (torch.compile, DataParallel, …) shows in it.
         norms: Paths (in the copy) of normalisations that only mark their input.
         dropped_hooks: How many hooks of the original the copy does not have.
-        prefix: What the path of a module in the copy lacks to be that in the original.
     """
 
     module: nn.Module
     names: dict[int, str]
     norms: frozenset[str]
     dropped_hooks: int
-    prefix: str
 
 
 def to_meta(tensor: Tensor) -> Tensor:
@@ -67,20 +67,20 @@ def weightless(model: nn.Module, substitute: Substitute, *, training: bool, bare
     Raises:
         InvalidValueError: A parameter is lazy: nobody knows its shape.
     """
-    prefix, inner = _unwrapped(model)
+    inner = unwrapped(model)
     memo: dict[int, Any] = {}
     dropped = sum(_copy_tensors(module, memo, substitute) for module in inner.modules())
     names: dict[int, str] = {}
     for name, parameter in model.named_parameters():
         if id(parameter) in memo:
-            names[id(memo[id(parameter)])] = name
+            names[id(memo[id(parameter)])] = plain_name(model, name)
     clone = _deep_copy(inner, memo)
     clone.train(training)
     norms = [(name, module) for name, module in clone.named_modules() if _mark(module)]
     for _, module in norms if bare else ():
         module._parameters.update(dict.fromkeys(module._parameters))
         module._buffers.update(dict.fromkeys(module._buffers))
-    return Clone(clone, names, frozenset(name for name, _ in norms), dropped, prefix)
+    return Clone(clone, names, frozenset(name for name, _ in norms), dropped)
 
 
 def substitute_inputs(value: Any, substitute: Substitute) -> Any:
@@ -94,20 +94,6 @@ def substitute_inputs(value: Any, substitute: Substitute) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(substitute_inputs(item, substitute) for item in value)
     return value
-
-
-def _unwrapped(model: nn.Module) -> tuple[str, nn.Module]:
-    """The module inside what torch.compile and data parallelism wrap it in, and its path."""
-    prefix = ""
-    while True:
-        compiled = model._modules.get("_orig_mod")
-        parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        if compiled is not None:
-            prefix, model = f"{prefix}_orig_mod.", compiled
-        elif isinstance(model, parallel):
-            prefix, model = f"{prefix}module.", model.module
-        else:
-            return prefix, model
 
 
 def _copy_tensors(module: nn.Module, memo: dict[int, Any], substitute: Substitute) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,14 @@ from tune_ext._trace_merges import multiplied, through
 from tune_ext._trace_site import Rule, Site, shape_of
 from tune_ext._trace_values import Constant, Value, Weight, Wire
 
-__all__ = ["LAYERS", "contracts", "einsum_weight", "layer_weight", "matrix_weight"]
+__all__ = [
+    "LAYERS",
+    "contracted_weight",
+    "contracts",
+    "einsum_weight",
+    "layer_weight",
+    "matrix_weight",
+]
 
 
 def _weighted(site: Site) -> Value:
@@ -40,9 +47,26 @@ def _matrix(site: Site) -> Value:
         return _plus(site, _applied(site, wires[0], *weights[0], factors))
     if not wires:
         return _plus(site, Constant())
+    if weights and len(values) > 2:
+        _leave_out(site, frozenset[str]().union(*(v.parameters for _, v in weights)))
     if len(wires) > 1:
         return _plus(site, multiplied(site, wires))
     return _plus(site, through(site, wires))
+
+
+def _unread(site: Site) -> Value:
+    """A sum over products for whose weights there is no rule."""
+    factors = map(site.value, site.node.all_input_nodes)
+    parameters = (v.parameters for v in factors if isinstance(v, Constant))
+    _leave_out(site, frozenset[str]().union(*parameters))
+    return through(site)
+
+
+def _leave_out(site: Site, parameters: frozenset[str]) -> None:
+    """Say which weights count as no layer."""
+    if parameters:
+        names = ", ".join(sorted(parameters))
+        site.builder.note(f"weights left out: {names}, as {site.name} is not read as a layer")
 
 
 def _factors(site: Site) -> list[fx.Node]:
@@ -53,6 +77,8 @@ def _factors(site: Site) -> list[fx.Node]:
 
 
 def _sums(site: Site, side: int) -> bool:
+    if site.name == "tensordot":
+        return bool(site.node.args[2 + side])
     return site.name != "einsum" or contracts(str(site.given["equation"]), side)
 
 
@@ -60,6 +86,9 @@ def _applied(site: Site, wire: Wire, side: int, weight: Constant, factors: list[
     name, shape = _name_of_weight(site, weight), shape_of(factors[side])
     if site.name == "einsum":
         made = einsum_weight(name, str(site.given["equation"]), side, shape)
+    elif site.name in ("inner", "tensordot"):
+        dims: Any = [-1] if site.name == "inner" else site.node.args[2 + side]
+        made = contracted_weight(name, dims, shape)
     else:
         made = matrix_weight(name, side, shape)
     return site.builder.layer(wire, _of_parameter(made, weight))
@@ -100,6 +129,7 @@ def _name_of_weight(site: Site, weight: Constant) -> str:
 LAYERS: dict[str, Rule] = {
     **dict.fromkeys([*ops.CONVOLUTIONS, "linear"], _weighted),
     **dict.fromkeys(ops.PRODUCTS, _matrix),
+    **dict.fromkeys(ops.UNREAD, _unread),
 }
 """The rules, by the operation's name."""
 
@@ -145,6 +175,17 @@ def matrix_weight(parameter: str, side: int, shape: tuple[int, ...]) -> Weight:
     before, after = matrix if side == 1 else matrix[::-1]
     groups = math.prod(shape[:-2])
     return Weight(parameter, "linear", (), before, after, groups, shape, None)
+
+
+def contracted_weight(parameter: str, dims: Sequence[int], shape: tuple[int, ...]) -> Weight:
+    """The weight of a product that is summed over some of its dimensions.
+
+    >>> weight = contracted_weight("w", [-1], (8, 16))
+    >>> weight.fan_in, weight.fan_out
+    (16, 8)
+    """
+    fan_in = math.prod(shape[dim] for dim in dims)
+    return Weight(parameter, "linear", (), fan_in, math.prod(shape) // fan_in, 1, shape, None)
 
 
 def einsum_weight(parameter: str, equation: str, side: int, shape: tuple[int, ...]) -> Weight:

@@ -20,6 +20,7 @@ __all__ = [
     "SHARING",
     "SLICES",
     "STATISTICS",
+    "UNREAD",
     "VIEWS",
 ]
 
@@ -74,8 +75,15 @@ CONVOLUTIONS = {
     "convolution",
 }
 
-PRODUCTS = {"matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv", "einsum"}
+PRODUCTS = {"matmul", "mm", "bmm", "mv", "addmm", "baddbmm", "addmv"} | {
+    "einsum",
+    "inner",
+    "tensordot",
+}
 """Matrix products; with a parameter on one side, they are linear layers."""
+
+UNREAD = {"addbmm", "bilinear", "chain_matmul", "linalg_multi_dot"}
+"""Products that are summed up, for whose weights there is no rule."""
 
 RECURRENT = {"gru", "gru_cell", "lstm", "lstm_cell", "rnn_relu", "rnn_relu_cell"} | {
     "rnn_tanh",

@@ -54,7 +54,7 @@ __all__ = [
 
 def plan(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Tensor | tuple[Any, ...] | dict[str, Any],
     *,
     aggregate: Aggregate = DEFAULT_AGGREGATE,
     in_degree: Convention = "target",
@@ -68,8 +68,8 @@ def plan(
 
     Args:
         model: The network.
-        example_input: What it is called with: a tensor (batch first) or a tuple of arguments.
-            Shapes and types matter, values do not.
+        example_input: What it is called with: a tensor (batch first), a tuple of arguments or a
+            dictionary of keyword arguments. Shapes and types matter, values do not.
         aggregate: How the depths of paths are added up. "sum": every path counts 1, as
             published. "mean": each is weighted by 1/d_in along it. "gain": by the part of the
             second moment that it passes on at initialisation.
