@@ -1,8 +1,8 @@
 """Architecture-aware initialisation and learning rates, for any torch module.
 
 A learning rate that was found on one small network is turned into that of another architecture,
-and weights are drawn so that features keep their size. Both follow from the graph of the
-network alone: no training, no data.
+and weights are drawn so that features keep their size in a chain, and grow less where branches are
+added up. Both follow from the graph of the network alone: no training, no data.
 
 >>> from tune_ext import scaling
 >>> small, large = scaling.plan_of_dag("2"), scaling.plan_of_dag("2_02_002")
@@ -75,8 +75,8 @@ def plan(
             second moment that it passes on at initialisation.
         in_degree: The d_in of a layer is that of the addition that it enters ("target", as
             in the paper's proof) or leaves ("source", as in its code; for comparison).
-            "stream": of all additions that follow one another, so that features keep their
-            size through residual blocks without normalisation (ours).
+            "stream": of all additions that follow one another, so that features grow less in
+            residual blocks without normalisation (ours).
         fan: Weights have a variance of C/fan_in ("in") or C/fan_out ("out", for comparison).
 
     Raises:
