@@ -180,16 +180,25 @@ def test_a_wrapped_model_is_planned_and_initialised(wrap) -> None:
     )
 
 
+def test_the_default_device_does_not_matter() -> None:
+    plan, plain, model = mlp_plan(), mlp(), mlp()
+    plan.initialize_(plain, 0)
+    with torch.device("meta"):
+        plan.initialize_(model, 0)
+    assert same(values(model), values(plain))
+
+
 class LowRank(nn.Module):
     """A weight that forward computes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Parameter(torch.ones(8, 2)), nn.Parameter(torch.ones(2, 8))
+        self.bias = nn.Parameter(torch.ones(8))
         self.readout = nn.Linear(8, 3)
 
     def forward(self, x):
-        return self.readout((x @ (self.a @ self.b)).relu())
+        return self.readout((x @ (self.a @ self.b) + self.bias).relu())
 
 
 def test_what_a_weight_is_computed_from_is_left_alone() -> None:
@@ -199,8 +208,9 @@ def test_what_a_weight_is_computed_from_is_left_alone() -> None:
         plan = scaling.plan(model, torch.zeros(1, 8))
         report = plan.initialize_(model, 0)
     assert (report.weights, report.untouched) == (("readout.weight",), ("a", "b"))
+    assert report.biases == ("bias", "readout.bias")
     (group,) = plan.param_groups(0.1, per_kernel=True)
-    assert len(group["params"]) == 4
+    assert len(group["params"]) == 5
 
 
 def test_tied_and_parametrised_weights() -> None:

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,6 +381,7 @@ BRANCHES = ["input()", "a.weight(0)", "b.weight(0)"]
         (lambda m, x: torch.cat([torch.zeros_like(x), m.a(x)], 1), ["input()", "a.weight(0)"]),
         (lambda m, x: torch.stack([m.a(x), m.b(x)]), [*BRANCHES, "concat(1, 2)"]),
         (lambda m, x: torch.maximum(m.a(x), m.b(x)), [*BRANCHES, "concat(1, 2)"]),
+        (lambda m, x: torch.max(m.a(x), m.b(x)), [*BRANCHES, "concat(1, 2)"]),
         (in_parts, ["input()", "a.weight(0)", "concat(1, 0)"]),
         # products
         (lambda m, x: torch.sigmoid(m.a(x)) * m.b(x), [*BRANCHES, "product(1, 2)"]),
@@ -724,6 +726,14 @@ def test_tracing_keeps_quiet(capfd: pytest.CaptureFixture[str], recwarn) -> None
         trace(Net(lambda m, x: m.a(x) if x.sum() > 0 else x), torch.empty(3, 8))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_tracing_works_where_there_are_no_gradients(mode: Callable[[], Any]) -> None:
+    network = nn.Sequential(nn.Conv1d(8, 8, 1), nn.BatchNorm1d(8), nn.ReLU())
+    expected = trace(network, torch.empty(3, 8, 4))
+    with mode():
+        assert trace(network, torch.empty(3, 8, 4)) == expected
 
 
 def test_wrappers_do_not_show_in_names() -> None:

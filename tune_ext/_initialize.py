@@ -111,9 +111,9 @@ def initialize(
     """
     source = _generator(generator)
     modules = _modules(model)
+    biases = [_slot(modules, plan.layer.bias) for plan in layers if plan.layer.bias is not None]
     layers = [plan for plan in layers if not _is_lacking(modules, plan.layer.name, computed)]
     weights = {plan.layer.name: _slot(modules, plan.layer.name) for plan in layers}
-    biases = [_slot(modules, plan.layer.bias) for plan in layers if plan.layer.bias is not None]
     stds: dict[frozenset[int], float] = {}
     for plan in layers:
         slot = weights[plan.layer.name]
@@ -129,7 +129,8 @@ def initialize(
                 values = torch.empty(shape, device=source.device, dtype=torch.float32)
                 slot.set(values.normal_(0.0, std, generator=source))
         for bias in biases:
-            bias.set(torch.zeros(()).expand(getattr(bias.module, bias.attribute).shape))
+            shape = getattr(bias.module, bias.attribute).shape
+            bias.set(torch.zeros((), device=source.device).expand(shape))
         norms = [name for where, module in modules.items() for name in _reset(where, module)]
     return _report(modules, tuple(weights), tuple(bias.name for bias in biases), norms, done)
 

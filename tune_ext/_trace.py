@@ -106,7 +106,8 @@ def _export(
     first: Exception | None = None
     reason = ""
     for substitute, training in ((to_meta, True), (_fake(), True), (to_meta, False)):
-        clone = weightless(model, substitute, training=training, bare=first is None)
+        with torch.inference_mode(False):  # stand-ins that autograd takes, whoever asks
+            clone = weightless(model, substitute, training=training, bare=first is None)
         try:
             program = _export_once(clone, substitute, args, kwargs)
         except Exception as error:

@@ -140,6 +140,12 @@ def _choose(site: Site) -> Value:
     return site.builder.concat([(wire, 1) for wire in site.wires], site.label)
 
 
+def _extreme(site: Site) -> Value:
+    """The larger or smaller of two branches (torch.max); along a dimension, one passes on."""
+    several = len({wire.node for wire in site.wires}) > 1
+    return _choose(site) if several else through(site)
+
+
 def _add_product(site: Site) -> Value:
     """A branch plus a scaled product or quotient of two (addcmul, addcdiv)."""
     factors = [value for value in site.values[1:] if isinstance(value, Wire)]
@@ -179,6 +185,7 @@ MERGES: dict[str, Rule] = {
     **dict.fromkeys(("sum", "mean"), _reduce),
     **dict.fromkeys(("select", "unbind"), _pick),
     **dict.fromkeys(("addcmul", "addcdiv"), _add_product),
+    **dict.fromkeys(("max", "min"), _extreme),
     **dict.fromkeys(ops.SELECTIONS, _choose),
     **dict.fromkeys(ops.LOOKUPS, _look_up),
     "copy": _copy,
