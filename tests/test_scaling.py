@@ -193,6 +193,11 @@ def test_warnings_name_what_the_theory_leaves_out() -> None:
         INPUT, edge(0, activation="tanh"), edge(1)
     )
     assert "activations: none was found" in said(INPUT, layer(0), layer(1))
+    total = Node("add", (1, 2))  # what follows a sum is with the layer that reads the sum
+    assert said(INPUT, layer(0), layer(0), total, edge(3)) == ""
+    assert "tanh" in said(INPUT, layer(0), layer(0), total, edge(3, activation="tanh"))
+    assert "none was found" in said(INPUT, layer(0), edge(1, activation="softmax"))
+    assert said(INPUT, edge(0, activation="tanh")) == ""  # of a read-out
     assert said(INPUT, edge(0), notes=("two outputs",)) == "two outputs"
     block = [edge(1), edge(2), Node("add", (1, 3))]
     assert "identities" not in said(INPUT, edge(0), *block, edge(4))

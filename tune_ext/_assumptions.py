@@ -15,6 +15,8 @@ __all__ = ["ScalingWarning", "broken_assumptions"]
 
 #: Notes of a graph that are said together with what is then known.
 _EXPLAINED = ("normalisation: ", "product: ", "attention: ")
+#: What turns answers into probabilities, and so may follow a read-out.
+_ANSWERS = ("log_softmax", "sigmoid", "softmax")
 
 
 class ScalingWarning(UserWarning):
@@ -88,6 +90,8 @@ def _widths(graph: NetworkGraph) -> str | None:
 def _activations(graph: NetworkGraph) -> str | None:
     hidden = set(graph.layers) - set(readouts(graph))
     named = {graph.layer(i).activation for i in hidden} - {None}
+    if hidden and not named:  # that of a sum is the read-out's which reads the sum
+        named = {graph.layer(i).activation for i in readouts(graph)} - {None, *_ANSWERS}
     others = sorted(str(name) for name in named if name not in ("relu", "relu6"))
     if hidden and not named:
         return (
