@@ -61,9 +61,13 @@ def _searched(seed: int, trials: int, **options: Any) -> tuple[BOHB, list[dict[s
 
 
 def test_it_finds_what_is_good():
-    _, configs = _searched(0, 120)
-    assert np.median([_loss(c) for c in configs[60:]]) < np.median([_loss(c) for c in configs[:30]])
-    assert min(_loss(c) for c in configs) < 0.1
+    """Fixed seeds; of 24, the best of 120 had a mean of .05 and a median of .04."""
+    best = []
+    for seed in range(5):
+        losses = [_loss(config) for config in _searched(seed, 120)[1]]
+        assert np.median(losses[60:]) < np.median(losses[:30])
+        best.append(min(losses))
+    assert np.median(best) < 0.1
 
 
 def test_all_that_it_suggests_is_legal_and_plain():
@@ -155,6 +159,15 @@ def test_a_restored_search_goes_on_the_same():
         assert mine == theirs
         search.observe(mine.config, 3, _loss(mine.config))
         other.observe(theirs.config, 3, _loss(theirs.config))
+
+
+def test_a_model_that_is_fitted_again_after_a_restore_is_the_same():
+    """Inactive values are filled in at random, when the model is fitted: twice alike."""
+    search, _ = _searched(0, 60, random_fraction=0)
+    search.suggest()
+    other = BOHB(_space(), seed=99, random_fraction=0)
+    other.load_json(json.loads(json.dumps(search.to_json())))
+    assert [search.suggest() for _ in range(5)] == [other.suggest() for _ in range(5)]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,16 @@ class BOHB:
         """How many observations there are at each budget."""
         return {budget: len(self._seen[budget]) for budget in sorted(self._seen)}
 
+    def rebase(self, budget: float) -> None:
+        """Forget all results, which were at budgets of another kind; failures are at this one."""
+        before, self._seen, self._model = self._seen, {}, None
+        for seen in before.values():
+            for key, vector, loss in seen.rows():
+                if loss is None:
+                    there = self._seen.setdefault(budget, _Observations(len(self._parameters)))
+                    known = [math.nan if v is None else v for v in vector]
+                    there.put(key, np.array(known), math.inf)
+
     def model_budget(self) -> float | None:
         """The budget that the model is fitted to; None while there is none."""
         enough = [b for b, seen in self._seen.items() if len(seen) >= self._min_points]
@@ -273,26 +283,28 @@ class BOHB:
         good, bad = data[order[:n_good]], data[order[max(0, count - n_bad) :]]
         self._model = (
             budget,
-            Density(self._filled(good), self._variables, self._min_bandwidth),
-            Density(self._filled(bad), self._variables, self._min_bandwidth),
+            Density(self._filled(good, count, "good"), self._variables, self._min_bandwidth),
+            Density(self._filled(bad, count, "bad"), self._variables, self._min_bandwidth),
         )
         return self._model
 
-    def _filled(self, data: Array) -> Array:
+    def _filled(self, data: Array, count: int, which: str) -> Array:
         """Inactive values stand for any: that of another row, or at random if no row has one."""
         data = data.copy()
+        # Not the search's own: a model that is fitted again after a restore must be the same.
+        random = generator(count, "bohb", which)
         for j, variable in enumerate(self._variables):
             missing = np.isnan(data[:, j])
             if not missing.any():
                 continue
             known = data[~missing, j]
-            count = int(missing.sum())
+            holes = int(missing.sum())
             if len(known):
-                data[missing, j] = self._random.choice(known, size=count)
+                data[missing, j] = random.choice(known, size=holes)
             elif variable.kind == "number":
-                data[missing, j] = self._random.random(count)
+                data[missing, j] = random.random(holes)
             else:
-                data[missing, j] = self._random.integers(variable.levels, size=count)
+                data[missing, j] = random.integers(variable.levels, size=holes)
         return data
 
     def _at_random(self) -> dict[str, Any]:

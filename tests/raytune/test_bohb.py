@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ConfigSpace import (
     CategoricalHyperparameter,
@@ -164,6 +165,134 @@ def test_quantised_domains_choices_of_anything_and_nesting() -> None:
         widths.add(width)
         search.on_trial_complete(str(number), {"loss": width, "training_iteration": 1})
     assert len(widths) > 2
+
+
+def test_a_limiter_does_not_count_those_that_wait(tmp_path: Path) -> None:
+    """Else two at a time would be a rung of two, whatever the brackets say."""
+
+    class Nine(BOHBSearch):
+        left = 9
+
+        def suggest(self, trial_id: str) -> Any:
+            if not self.left:
+                return "FINISHED"
+            config = super().suggest(trial_id)
+            self.left -= config is not None
+            return config
+
+    search = Nine({"x": tune.uniform(0, 0.9)}, metric="loss", mode="min", seed=0)
+    simulate(
+        _Trained,
+        search_alg=ConcurrencyLimiter(search, max_concurrent=2),
+        scheduler=HyperBand(metric="loss", mode="min", max_t=9, brackets=1),
+        workers=4,
+        storage=tmp_path,
+    )
+    assert search._model is not None
+    assert search._model.counts() == {1: 9, 3: 3, 9: 1}
+    assert not search._paused
+    first = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    limited = ConcurrencyLimiter(first, max_concurrent=2)
+    assert [limited.suggest(n) is None for n in "abc"] == [False, False, True]
+    limited.on_pause("a")
+    assert limited.suggest("c") is not None
+    again = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    again.set_state(json.loads(json.dumps(first.get_state())))
+    again.set_max_concurrency(2)
+    assert again.suggest("d") is None
+    again.on_trial_complete("b", error=True)
+    assert again.suggest("d") is not None
+
+
+def test_results_before_the_first_rung_are_none_of_its_model(tmp_path: Path) -> None:
+    """Epochs and seconds are no budgets of one kind: 2,000 epochs would outrank 400 seconds."""
+    scheduler = HyperBand(
+        "time_total_s", metric="loss", mode="min", max_t=0.09, min_t=0.01, brackets=1
+    )
+
+    class Quick(_Trained):
+        def step(self) -> dict[str, Any]:
+            return {**super().step(), "seconds": 0.001}
+
+    search = BOHBSearch({"x": tune.uniform(0, 0.9)}, metric="loss", mode="min", seed=0)
+    simulate(Quick, search_alg=search, scheduler=scheduler, workers=4, steps=400, storage=tmp_path)
+    assert search._model is not None
+    assert list(search._model.counts())[:2] == pytest.approx([0.01, 0.03])
+    assert len(search._model.counts()) <= 3
+
+
+def test_a_failure_before_the_first_rung_is_remembered_at_it() -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    for name in "ab":
+        search.suggest(name)
+    search.on_trial_complete("a", error=True)
+    search.on_trial_result("b", {"loss": 1.0, "training_iteration": 50})
+    search.on_trial_result("b", {"loss": 1.0, "training_iteration": 99, "hyperband_budget": 40.0})
+    assert search._model is not None
+    assert search._model.counts() == {40.0: 2}
+
+
+class _Whole(_Trained):
+    def step(self) -> dict[str, Any]:
+        return {**super().step(), "done": self.epoch >= 9}
+
+
+def test_a_trainable_that_ends_itself_at_the_last_rung_is_seen_there(tmp_path: Path) -> None:
+    search = BOHBSearch({"x": tune.uniform(0.1, 0.9)}, metric="loss", mode="min", seed=0)
+    scheduler = HyperBand(metric="loss", mode="min", max_t=9, brackets=1)
+    simulate(_Whole, search_alg=search, scheduler=scheduler, steps=60, storage=tmp_path)
+    assert search._model is not None
+    assert search._model.counts()[9] >= 1
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"kind": "sgd", "momentum": 0.9}, {"kind": "adam"}],
+        [len, max],
+        list(np.arange(3)),
+        [np.zeros(2), np.ones(3)],
+        [[1, 2], [3]],
+        [(1, 2), None],
+        [True, 1, 0, False],
+    ],
+)
+def test_choices_of_anything_are_suggested_saved_and_restored(choices: list[Any]) -> None:
+    space = {"x": tune.uniform(0, 1), "deep": {"what": tune.choice(choices)}}
+    search, other = (
+        BOHBSearch(space, metric="loss", mode="min", seed=s, random_fraction=0) for s in (0, 1)
+    )
+    for number in range(12):
+        config = search.suggest(str(number))
+        assert config is not None
+        assert any(config["deep"]["what"] is choice for choice in choices)
+        search.on_trial_complete(str(number), {"loss": number % 3, "training_iteration": 1})
+    other.set_state(json.loads(json.dumps(search.get_state())))
+    for name in ("a", "b", "c", "d"):
+        mine, theirs = search.suggest(name), other.suggest(name)
+        assert mine is not None
+        assert theirs is not None
+        assert mine["x"] == theirs["x"]
+        assert mine["deep"]["what"] is theirs["deep"]["what"]
+
+
+def test_a_choice_that_json_cannot_hold_needs_the_space_at_a_restore() -> None:
+    space = {"act": tune.choice([len, max])}
+    state = json.loads(json.dumps(BOHBSearch(space, metric="loss", mode="min").get_state()))
+    with pytest.raises(StateError, match="given the same space"):
+        BOHBSearch(metric="loss", mode="min").set_state(state)
+
+
+def test_numpy_in_points_and_ordinals_is_saved() -> None:
+    space = ConfigurationSpace()
+    space.add(OrdinalHyperparameter("depth", [np.int64(1), np.int64(2)]))
+    points = [{"depth": np.int64(2), "other": len}]
+    search = BOHBSearch(space, metric="loss", mode="min", points_to_evaluate=points, seed=0)
+    state = json.dumps(search.get_state())
+    assert search.suggest("a") == {"depth": 2}
+    again = BOHBSearch(space, metric="loss", mode="min", seed=1)
+    again.set_state(json.loads(state))
+    assert again.suggest("a") == {"depth": 2}
 
 
 def test_points_come_first_and_the_callers_list_is_left_alone() -> None:

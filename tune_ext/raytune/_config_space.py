@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ConfigSpace import (
     CategoricalHyperparameter,
     Configuration,
@@ -15,8 +16,8 @@ from ConfigSpace import (
 )
 from ray.tune.search.sample import Categorical
 
-from tune_ext.errors import InvalidTypeError, InvalidValueError
-from tune_ext.raytune._space import flatten, iter_domains, to_parameters, unflatten
+from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+from tune_ext.raytune._space import iter_domains, to_parameters, unflatten
 
 __all__ = ["SearchedSpace", "check_points"]
 
@@ -91,22 +92,25 @@ class SearchedSpace:
     def decode(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The nested configuration of plain values."""
         values = {}
-        for name, value in dict(config).items():
-            plain = value.item() if hasattr(value, "item") else value
+        for name, value in self.plain(config).items():
             choices = self._choices.get(name)
-            if name in self._steps:
-                plain = _rounded(plain, self._steps[name], self.space[name])
-            values[self._paths[name]] = plain if choices is None else choices[plain]
+            values[self._paths[name]] = value if choices is None else choices[value]
         return unflatten(values)
+
+    def plain(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """ConfigSpace's own values as plain ones, those with steps rounded."""
+        values = {name: _plain(value) for name, value in dict(config).items()}
+        for name in self._steps.keys() & values.keys():
+            values[name] = _rounded(values[name], self._steps[name], self.space[name])
+        return values
 
     def encode(self, point: Mapping[str, Any]) -> Configuration:
         """The nested configuration as ConfigSpace's; what is not searched is left out."""
-        flat, values = flatten(point), {}
+        values = {}
         for name, path in self._paths.items():
-            if path in flat:
-                values[name] = flat[path]
-                if name in self._choices and flat[path] in self._choices[name]:
-                    values[name] = self._choices[name].index(flat[path])
+            value = _at(point, path)
+            if value is not _MISSING:
+                values[name] = _place(value, self._choices.get(name, []))
         try:
             return Configuration(self.space, values=values)
         except Exception as error:  # ConfigSpace's errors have no common base
@@ -117,26 +121,113 @@ class SearchedSpace:
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
-            "space": self.space.to_serialized_dict(),
+            "space": _plain(self.space.to_serialized_dict()),
             "paths": {name: list(path) for name, path in self._paths.items()},
-            "choices": self._choices,
+            "choices": {
+                name: [_choice_to_json(value) for value in values]
+                for name, values in self._choices.items()
+            },
             "steps": self._steps,
         }
 
     @classmethod
-    def from_json(cls, state: Mapping[str, Any]) -> SearchedSpace:
-        """What `to_json` wrote."""
+    def from_json(
+        cls, state: Mapping[str, Any], known: SearchedSpace | None = None
+    ) -> SearchedSpace:
+        """What `to_json` wrote.
+
+        Args:
+            state: It.
+            known: Where choices are taken from that JSON cannot hold: functions and the like.
+
+        Raises:
+            StateError: There are such choices, and `known` lacks them.
+        """
+        told = {} if known is None else known._choices
         return cls(
             ConfigurationSpace.from_serialized_dict(state["space"]),
             {name: tuple(path) for name, path in state["paths"].items()},
-            # Ray stands tuples for what is not a plain value; JSON knows lists alone.
-            {name: [_tuples(v) for v in values] for name, values in state["choices"].items()},
+            {
+                name: [
+                    _choice_from_json(v, dict(enumerate(told.get(name, []))).get(i, _MISSING))
+                    for i, v in enumerate(values)
+                ]
+                for name, values in state["choices"].items()
+            },
             state.get("steps", {}),
         )
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+_MISSING = object()
+
+
+def _at(point: Any, path: Sequence[Any]) -> Any:
+    """What is at a path of a nested configuration, be it a mapping itself."""
+    for key in path:
+        if not isinstance(point, Mapping) or key not in point:
+            return _MISSING
+        point = point[key]
+    return point
+
+
+def _place(value: Any, choices: Sequence[Any]) -> Any:
+    """The number of a choice; the value itself if it is none of them."""
+    for same in (_identical, _equal):
+        for number, choice in enumerate(choices):
+            if same(value, choice):
+                return number
+    return value
+
+
+def _identical(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and _equal(one, other))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (TypeError, ValueError):  # arrays
+        return False
+
+
+def _plain(value: Any) -> Any:
+    """A copy without numpy's scalars, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _choice_to_json(value: Any) -> Any:
+    """Ray stands tuples for what is not a plain value; JSON knows lists alone."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if type(value) in (list, tuple):
+        return {type(value).__name__: [_choice_to_json(item) for item in value]}
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _choice_to_json(item) for key, item in value.items()}}
+    return {"object": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def _choice_from_json(state: Any, known: Any = _MISSING) -> Any:
+    """What `_choice_to_json` wrote; `known` is the choice at the same place elsewhere."""
+    if known is not _MISSING and _choice_to_json(known) == state:
+        return known
+    if not isinstance(state, Mapping):
+        return state
+    ((kind, content),) = state.items()
+    if kind == "dict":
+        return {key: _choice_from_json(item) for key, item in content.items()}
+    if kind in ("list", "tuple"):
+        items = [_choice_from_json(item) for item in content]
+        return items if kind == "list" else tuple(items)
+    raise StateError(
+        f"the saved space has a choice of type {content}, which cannot be saved: restore it in a "
+        "searcher that is given the same space"
+    )
 
 
 def _rounded(value: float, step: float, parameter: Any) -> float:
@@ -172,4 +263,4 @@ def check_points(points: Any) -> list[dict[str, Any]]:
     for point in points or ():
         if not isinstance(point, Mapping):
             raise InvalidTypeError(f"points_to_evaluate must hold dictionaries, got {point!r}")
-    return [copy.deepcopy(dict(point)) for point in points or ()]
+    return [_plain(copy.deepcopy(dict(point))) for point in points or ()]

@@ -26,6 +26,9 @@ class BOHBSearch(StatefulSearcher):
     Conditions, constants, ordered and quantised parameters and forbidden clauses are kept. A
     trial that fails, or reports no finite number, counts as worse than any other.
 
+    In a ``ConcurrencyLimiter``, and under ``max_concurrent_trials``, trials that `HyperBand` has
+    paused do not count: a rung is filled although few trials run at a time.
+
     Source: Falkner, Klein, Hutter, "BOHB", ICML 2018 (arXiv 1807.01774).
 
     Args:
@@ -72,7 +75,10 @@ class BOHBSearch(StatefulSearcher):
         self._time_attr = time_attr
         self._points = check_points(points_to_evaluate)
         self._next_point = 0
+        self._queue: list[dict[str, Any]] = []  # the points, in terms of the space
         self._live: dict[str, dict[str, Any]] = {}
+        self._paused: set[str] = set()
+        self._most: int | None = None  # trials that run at a time
         self._rungs = False  # whether the scheduler says at which results trials are judged
         self._own_space = space is not None
         self._space: SearchedSpace | None = None
@@ -81,8 +87,7 @@ class BOHBSearch(StatefulSearcher):
             self._adopt(SearchedSpace.of(space, steps=True))
 
     def _adopt(self, space: SearchedSpace) -> None:
-        for point in self._points:
-            space.encode(point)
+        self._queue = [space.plain(space.encode(point)) for point in self._points]
         self._space, self._model = space, BOHB(space.space, **self._options)
 
     def set_search_properties(
@@ -103,16 +108,17 @@ class BOHBSearch(StatefulSearcher):
         return SearchedSpace.of(spec, steps=True).space
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the next configuration."""
+        """Return the next configuration; None while as many trials run as may."""
         space, model = self._ready()
-        if self._next_point < len(self._points):
-            values = dict(space.encode(self._points[self._next_point]))
+        if self._most is not None and len(self._live.keys() - self._paused) >= self._most:
+            return None
+        if self._next_point < len(self._queue):
+            values = self._queue[self._next_point]
             self._next_point += 1
         else:
-            values = model.suggest().config
-        config = space.decode(values)
-        self._live[trial_id] = {k: _plain(v) for k, v in dict(space.encode(config)).items()}
-        return config
+            values = space.plain(model.suggest().config)
+        self._live[trial_id] = dict(values)
+        return space.decode(values)
 
     def _ready(self) -> tuple[SearchedSpace, BOHB]:
         if self._space is None or self._model is None:
@@ -136,22 +142,33 @@ class BOHBSearch(StatefulSearcher):
         """Learn from the last result, which Ray shows here alone; or that there is none."""
         if result is not None and not error:
             self._learn(trial_id, result)
+        self._paused.discard(trial_id)
         config = self._live.pop(trial_id, None)
         if error and config is not None and self._model and not self._model.knows(trial_id):
             lowest = min(self._model.counts(), default=1.0)
             self._model.observe(config, lowest, None, key=trial_id)
 
     def on_pause(self, trial_id: str) -> None:
-        """A pause changes nothing."""
+        """A trial that waits does not count among those that run."""
+        if trial_id in self._live:
+            self._paused.add(trial_id)
 
     def on_unpause(self, trial_id: str) -> None:
-        """Nor does its end."""
+        """It does again."""
+        self._paused.discard(trial_id)
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Take over the work of a limiter, which would count trials that wait."""
+        self._most = int(max_concurrent)
+        return True
 
     def _learn(self, trial_id: str, result: Mapping[str, Any]) -> None:
         config = self._live.get(trial_id)
         if config is None or self._model is None:
             return
-        self._rungs = self._rungs or BUDGET in result
+        if BUDGET in result and not self._rungs:
+            self._rungs = True
+            self._model.rebase(float(result[BUDGET]))  # results before were at no rung
         budget = as_number(result.get(BUDGET if self._rungs else self._time_attr))
         if budget is None:
             return
@@ -165,9 +182,10 @@ class BOHBSearch(StatefulSearcher):
             "mode": self._mode,
             "options": self._options,
             "time_attr": self._time_attr,
-            "points": self._points,
+            "points": self._queue,
             "next_point": self._next_point,
             "live": self._live,
+            "paused": sorted(self._paused),
             "rungs": self._rungs,
             "own_space": self._own_space,
             "space": None if self._space is None else self._space.to_json(),
@@ -175,12 +193,15 @@ class BOHBSearch(StatefulSearcher):
         }
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
-        space = None if state["space"] is None else SearchedSpace.from_json(state["space"])
+        space = None
+        if state["space"] is not None:
+            space = SearchedSpace.from_json(state["space"], self._space)
         options, model = dict(state["options"]), None
         if space is not None:
             model = BOHB(space.space, **options)
             model.load_json(state["model"])
-        points, live = check_points(state["points"]), dict(state["live"])
+        queue, live, paused = check_points(state["points"]), dict(state["live"]), state["paused"]
+        paused = {str(trial_id) for trial_id in paused}
         next_point, rungs = int(state["next_point"]), bool(state["rungs"])
         metric, mode, time_attr = state["metric"], state["mode"], str(state["time_attr"])
         own = bool(state["own_space"])
@@ -188,9 +209,5 @@ class BOHBSearch(StatefulSearcher):
         self._set_metric(metric)
         self._mode, self._time_attr, self._own_space = mode, time_attr, own
         self._space, self._model, self._options = space, model, options
-        self._points, self._next_point = points, next_point
-        self._live, self._rungs = live, rungs
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+        self._queue, self._next_point = queue, next_point
+        self._live, self._paused, self._rungs = live, paused, rungs

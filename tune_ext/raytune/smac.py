@@ -182,7 +182,9 @@ class SMACSearch(StatefulSearcher):
         }
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
-        space = None if state["space"] is None else SearchedSpace.from_json(state["space"])
+        space = (
+            None if state["space"] is None else SearchedSpace.from_json(state["space"], self._space)
+        )
         events = [_check_event(event) for event in state["events"]]
         seed, n_trials = int(state["seed"]), int(state["n_trials"])
         points, own = check_points(state["points"]), bool(state["own_space"])
