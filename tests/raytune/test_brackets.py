@@ -315,6 +315,18 @@ def test_a_slow_save_holds_up_no_other_promotion(tmp_path: Path) -> None:
     assert play.chosen() == "t0"
 
 
+def test_a_step_does_not_pass_all_trials_that_wait(tmp_path: Path) -> None:
+    """Ray asks at every step: with thousands that wait, passing them all is quadratic."""
+    play = Play(tmp_path, 40, asynchronous=True)
+    for i in range(39):
+        play.report(i, 1, float(i))
+    play.trials[39].set_status(Trial.RUNNING)
+    play.resume()
+    assert len(play.scheduler._play.waiting()) > 10
+    assert len(play.scheduler._active) < 30
+    assert play.chosen() is None
+
+
 def test_a_limit_of_rays_own_at_the_last_rung_loses_no_result(tmp_path: Path) -> None:
     """Ray asks no scheduler at such a result; its completion is all that there is."""
     play = Play(tmp_path, 1, brackets=1)

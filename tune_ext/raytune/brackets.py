@@ -92,6 +92,8 @@ class HyperBand(FIFOScheduler):
         self._metric = None if metric is None else _UncheckedName(metric)
         self._play = Brackets(self._table, self._eta, asynchronous=self._asynchronous)
         self._recalled: dict[str, tuple[Any, Mapping[str, Any]]] = {}
+        self._trials: dict[str, Any] = {}
+        self._active: dict[str, Any] = {}  # of these, all that run or could, and perhaps more
         self._new: list[Any] = []  # trials to let in, after those that are recalled
         self._over: list[Any] = []  # trials whose stop was decided, and lost in a crash
         self._last_rung: dict[str, float] = {}  # of trials that were told to stop
@@ -110,6 +112,7 @@ class HyperBand(FIFOScheduler):
         """Let a new trial in; put one back that Ray has restored or tries again."""
         memory = getattr(trial, _MEMORY, None)
         name = trial.trial_id
+        self._trials[name] = self._active[name] = trial
         if name in self._play:
             if trial.is_finished() or not self._play.memory(name)["out"]:
                 return
@@ -174,17 +177,16 @@ class HyperBand(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Prefer trials that were promoted to new ones; stop those that never will be."""
         self._settle()
-        trials = {trial.trial_id: trial for trial in tune_controller.get_live_trials()}
-        over = {trial.trial_id for trial in self._over}
-        waiting = [
-            t for t in trials.values() if t.status == Trial.PENDING and t.trial_id not in over
-        ]
-        nothing_comes = _no_more(tune_controller) or not self._others(trials, waiting)
+        self._stop_again(tune_controller)
+        for name, trial in list(self._active.items()):
+            if trial.is_finished() or (trial.status == Trial.PAUSED and self._play.is_paused(name)):
+                del self._active[name]
+        waiting = [t for t in self._active.values() if t.status == Trial.PENDING]
+        nothing_comes = _no_more(tune_controller) or not (waiting or self._others())
         if nothing_comes and not self._play.closed:
             self._play.close()
-        self._stop_again(tune_controller)
-        self._stop_dismissed(tune_controller, trials)
-        chosen = self._promoted(tune_controller, trials)
+        self._stop_dismissed(tune_controller)
+        chosen = self._promoted(tune_controller)
         if chosen is None:
             chosen = min(waiting, key=lambda t: self._play.order(t.trial_id), default=None)
         return chosen
@@ -244,11 +246,11 @@ class HyperBand(FIFOScheduler):
         self._play.fail(trial.trial_id)
         self._remember(trial)
 
-    def _others(self, trials: Mapping[str, Any], waiting: list[Any]) -> bool:
+    def _others(self) -> bool:
         """Whether anything runs, or could, without deciding a rung that is not full."""
-        if waiting or self._resumable:
+        if self._resumable:
             return True
-        return any(trial.status == Trial.RUNNING for trial in trials.values())
+        return any(trial.status == Trial.RUNNING for trial in self._active.values())
 
     def _stop_again(self, tune_controller: Any) -> None:
         """Stop trials that had been told to when the run, or the actor that saved, died."""
@@ -260,34 +262,35 @@ class HyperBand(FIFOScheduler):
                 tune_controller._set_trial_status(trial, Trial.RUNNING)
                 tune_controller.stop_trial(trial)
 
-    def _stop_dismissed(self, tune_controller: Any, trials: Mapping[str, Any]) -> None:
+    def _stop_dismissed(self, tune_controller: Any) -> None:
         for name in self._play.dismiss():
-            trial = trials.get(name)
-            if trial is not None:
+            trial = self._trials[name]
+            if not trial.is_finished():
                 self._remember(trial)
                 tune_controller.stop_trial(trial)
 
-    def _promoted(self, tune_controller: Any, trials: Mapping[str, Any]) -> Any:
+    def _promoted(self, tune_controller: Any) -> Any:
         """A promoted trial that Ray has paused for good; the question changes nothing."""
         for name, given in list(self._resumable.items()):
-            status = trials[name].status if name in trials else None
+            status = self._trials[name].status
             if status != Trial.PAUSED and (given or status != Trial.RUNNING):
                 del self._resumable[name]
         while True:
             for name in self._resumable:
-                if trials[name].status == Trial.PAUSED:
+                if self._trials[name].status == Trial.PAUSED:
                     self._resumable[name] = True
-                    return trials[name]
+                    return self._trials[name]
             # Those that Ray still saves hold nobody up.
             promoted = self._play.promote()
             if promoted is None:
                 return None
-            if promoted not in trials or trials[promoted].is_finished():
+            trial = self._active[promoted] = self._trials[promoted]
+            if trial.is_finished():
                 self._play.fail(promoted)
                 continue
-            self._remember(trials[promoted])
-            _tell_searcher(tune_controller, "on_unpause", trials[promoted])
-            if trials[promoted].status in (Trial.PAUSED, Trial.RUNNING):
+            self._remember(trial)
+            _tell_searcher(tune_controller, "on_unpause", trial)
+            if trial.status in (Trial.PAUSED, Trial.RUNNING):
                 self._resumable[promoted] = False
 
 
