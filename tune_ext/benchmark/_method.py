@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tune_ext._random import derive_seed
+from tune_ext.benchmark.history import plain
 from tune_ext.benchmark.tasks import Task
 
 __all__ = ["Method", "Search", "Setup"]
@@ -51,7 +52,7 @@ class Setup:
         space.seed(derive_seed(self.seed, "configurations") % 2**32)
         while True:
             drawn = dict(space.sample_configuration())
-            yield {k: v.item() if hasattr(v, "item") else v for k, v in drawn.items()}
+            yield {k: plain(v) for k, v in drawn.items()}
 
 
 @dataclass(frozen=True)

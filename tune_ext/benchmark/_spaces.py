@@ -17,6 +17,7 @@ from ConfigSpace import (
     UniformIntegerHyperparameter,
 )
 
+from tune_ext.benchmark.history import plain
 from tune_ext.errors import InvalidValueError
 
 __all__ = [
@@ -59,13 +60,13 @@ def grid(space: ConfigurationSpace, most: int) -> list[dict[str, Any]]:
 
 def _levels(parameter: Any, count: int) -> list[Any]:
     if count == 1:
-        return [_plain(parameter.default_value)]
+        return [plain(parameter.default_value)]
     middles = [(i + 0.5) / count for i in range(count)]
     known = listed_values(parameter)
     if known is not None:
         return [known[int(middle * len(known))] for middle in middles]
     # Neighbouring middles of a range of integers may be the same one.
-    return list(dict.fromkeys(_plain(parameter.to_value(middle)) for middle in middles))
+    return list(dict.fromkeys(plain(parameter.to_value(middle)) for middle in middles))
 
 
 def listed_values(parameter: Any) -> list[Any] | None:
@@ -75,12 +76,8 @@ def listed_values(parameter: Any) -> list[Any] | None:
         (OrdinalHyperparameter, "sequence"),
     ):
         if isinstance(parameter, kind):
-            return [_plain(value) for value in getattr(parameter, name)]
+            return [plain(value) for value in getattr(parameter, name)]
     return None
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def unordered(space: ConfigurationSpace) -> list[str]:
@@ -105,7 +102,7 @@ def number_ordinals(
     for name in space:
         parameter = space[name]
         if isinstance(parameter, OrdinalHyperparameter) and len(parameter.sequence) > 1:
-            values[name] = [_plain(value) for value in parameter.sequence]
+            values[name] = [plain(value) for value in parameter.sequence]
             numbered.add(UniformIntegerHyperparameter(name, 0, len(values[name]) - 1))
         else:
             numbered.add(copy.deepcopy(parameter))
@@ -127,7 +124,7 @@ def optuna_distributions(space: ConfigurationSpace) -> dict[str, Any]:
         if known is not None:
             made[name] = distributions.CategoricalDistribution(known)
         elif isinstance(item, Constant):
-            made[name] = distributions.CategoricalDistribution([_plain(item.value)])
+            made[name] = distributions.CategoricalDistribution([plain(item.value)])
         elif isinstance(item, UniformFloatHyperparameter):
             bounds = float(item.lower), float(item.upper)
             made[name] = distributions.FloatDistribution(*bounds, log=bool(item.log))

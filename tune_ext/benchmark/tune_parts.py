@@ -17,6 +17,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from tune_ext.benchmark._trainables import LookupTrainable, TaskTrainable, permits_of
+from tune_ext.benchmark.history import plain
 from tune_ext.benchmark.methods import Setup
 
 __all__ = [
@@ -96,8 +97,8 @@ class NumberedSearch(Searcher):  # type: ignore[misc] # Ray's classes are untype
         config = self.searcher.suggest(trial_id)
         if not isinstance(config, dict):
             return config  # type: ignore[no-any-return] # nothing now, or nothing more
-        plain = {k: v.item() if hasattr(v, "item") else v for k, v in config.items()}
-        return {k: self._values[k][v] if k in self._values else v for k, v in plain.items()}
+        values = {k: plain(v) for k, v in config.items()}
+        return {k: self._values[k][v] if k in self._values else v for k, v in values.items()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Hand it on."""

@@ -20,7 +20,7 @@ from ray.util import placement_group_table
 
 from tune_ext._checks import check_choice
 from tune_ext._names import RESERVED_KEY
-from tune_ext.errors import InvalidTypeError, StateError
+from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = [
     "RESERVED_KEY",
@@ -31,8 +31,10 @@ __all__ = [
     "check_name",
     "has_room",
     "is_diverged",
+    "loss_of",
     "reported_names",
     "role_of",
+    "unchecked",
     "write_json",
 ]
 
@@ -56,6 +58,11 @@ class _UncheckedName(str):
 
     def __reduce__(self) -> tuple[type[_UncheckedName], tuple[str]]:
         return _UncheckedName, (str(self),)
+
+
+def unchecked(metric: str | None) -> str | None:
+    """The metric's name such that a result without it does not end the experiment."""
+    return None if metric is None else _UncheckedName(metric)
 
 
 class StatefulSearcher(Searcher):
@@ -87,7 +94,7 @@ class StatefulSearcher(Searcher):
         self._set_metric(metric)
 
     def _set_metric(self, metric: str | None) -> None:
-        self._metric = None if metric is None else _UncheckedName(metric)
+        self._metric = unchecked(metric)
 
     def _fill_metric_and_mode(self, metric: str | None, mode: str | None) -> None:
         """Take what the experiment names for what the constructor left open."""
@@ -95,6 +102,19 @@ class StatefulSearcher(Searcher):
             self._set_metric(metric)
         if self._mode is None:
             self._mode = mode
+
+    def _check_ready(self, has_space: bool) -> None:
+        """Raise unless there is something to search, and something to compare it by."""
+        name = type(self).__name__
+        if not has_space:
+            raise InvalidValueError(
+                f"{name} has no search space: pass space, or a param_space with Tune domains"
+            )
+        if self._metric is None or self._mode is None:
+            raise InvalidValueError(
+                f"{name} needs a metric and a mode, got {self._metric!r} and {self._mode!r}: "
+                "pass them to it or to TuneConfig"
+            )
 
     @abstractmethod
     def _state(self) -> dict[str, Any]:
@@ -212,6 +232,16 @@ def as_number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def loss_of(result: Mapping[str, Any], metric: str | None, mode: str | None) -> float | None:
+    """The metric of a result such that lower is better; None if it is no finite number.
+
+    >>> loss_of({"accuracy": 0.9}, "accuracy", "max"), loss_of({}, "loss", "min")
+    (-0.9, None)
+    """
+    value = as_number(result.get(str(metric)))
+    return -value if value is not None and mode == "max" else value
 
 
 def is_diverged(result: Mapping[str, Any], metric: str | None) -> bool:

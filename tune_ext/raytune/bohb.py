@@ -10,8 +10,7 @@ from ConfigSpace import ConfigurationSpace
 
 from tune_ext._random import check_seed
 from tune_ext.bohb import BOHB
-from tune_ext.errors import InvalidValueError
-from tune_ext.raytune._base import StatefulSearcher, as_number, check_name
+from tune_ext.raytune._base import StatefulSearcher, as_number, check_name, loss_of
 from tune_ext.raytune._config_space import SearchedSpace, check_points
 from tune_ext.raytune.brackets import BUDGET
 
@@ -109,7 +108,10 @@ class BOHBSearch(StatefulSearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next configuration; None while as many trials run as may."""
-        space, model = self._ready()
+        self._check_ready(self._space is not None)
+        space, model = self._space, self._model
+        assert space is not None
+        assert model is not None
         if self._most is not None and len(self._live.keys() - self._paused) >= self._most:
             return None
         if self._next_point < len(self._queue):
@@ -119,18 +121,6 @@ class BOHBSearch(StatefulSearcher):
             values = space.plain(model.suggest().config)
         self._live[trial_id] = dict(values)
         return space.decode(values)
-
-    def _ready(self) -> tuple[SearchedSpace, BOHB]:
-        if self._space is None or self._model is None:
-            raise InvalidValueError(
-                "BOHBSearch has no search space: pass space, or a param_space with Tune domains"
-            )
-        if self._metric is None or self._mode is None:
-            raise InvalidValueError(
-                f"BOHBSearch needs a metric and a mode, got {self._metric!r} and {self._mode!r}: "
-                "pass them to it or to TuneConfig"
-            )
-        return self._space, self._model
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Learn from a result at which the trial was judged."""
@@ -172,8 +162,7 @@ class BOHBSearch(StatefulSearcher):
         budget = as_number(result.get(BUDGET if self._rungs else self._time_attr))
         if budget is None:
             return
-        value = as_number(result.get(str(self._metric)))
-        loss = value if value is None or self._mode == "min" else -value
+        loss = loss_of(result, self._metric, self._mode)
         self._model.observe(config, budget, loss, key=trial_id)
 
     def _state(self) -> dict[str, Any]:

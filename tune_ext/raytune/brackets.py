@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from tune_ext._bracket_table import Rounding, bracket_table
 from tune_ext._checks import check_choice
 from tune_ext.brackets import Brackets, Decision
 from tune_ext.errors import InvalidValueError, StateError
-from tune_ext.raytune._base import _UncheckedName, as_number, check_name
+from tune_ext.raytune._base import as_number, check_name, loss_of, unchecked
 
 __all__ = ["BUDGET", "HyperBand"]
 
@@ -89,7 +88,7 @@ class HyperBand(FIFOScheduler):
         self._table, self._eta = table[:brackets], reduction_factor
         self._asynchronous = bool(asynchronous)
         self._time_attr, self._mode = time_attr, mode
-        self._metric = None if metric is None else _UncheckedName(metric)
+        self._metric = unchecked(metric)
         self._play = Brackets(self._table, self._eta, asynchronous=self._asynchronous)
         self._recalled: dict[str, tuple[Any, Mapping[str, Any]]] = {}
         self._trials: dict[str, Any] = {}
@@ -101,8 +100,7 @@ class HyperBand(FIFOScheduler):
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric and mode for what the constructor left open."""
-        if self._metric is None and metric is not None:
-            self._metric = _UncheckedName(metric)
+        self._metric = self._metric or unchecked(metric)
         self._mode = self._mode or mode
         return self._metric is not None and self._mode is not None
 
@@ -201,10 +199,7 @@ class HyperBand(FIFOScheduler):
     # --- private
 
     def _loss(self, result: Mapping[str, Any]) -> float | None:
-        value = as_number(result.get(str(self._metric)))
-        if value is None or not math.isfinite(value):
-            return None
-        return -value if self._mode == "max" else value
+        return loss_of(result, self._metric, self._mode)
 
     def _settle(self) -> None:
         """Put restored trials back, once all of them are known."""

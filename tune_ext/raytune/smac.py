@@ -22,8 +22,8 @@ from ray.tune.search import Searcher
 
 from tune_ext._checks import check_count
 from tune_ext._random import check_seed
-from tune_ext.errors import InvalidValueError, StateError
-from tune_ext.raytune._base import StatefulSearcher, as_number, is_diverged
+from tune_ext.errors import StateError
+from tune_ext.raytune._base import StatefulSearcher, is_diverged, loss_of
 from tune_ext.raytune._config_space import SearchedSpace, check_points
 
 __all__ = ["SMACSearch"]
@@ -105,24 +105,13 @@ class SMACSearch(StatefulSearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next configuration, or `Searcher.FINISHED` when all were tried."""
-        self._ready()
+        self._check_ready(self._space is not None)
         config = self._do(["ask", trial_id])
         if config is None:
             finished: str = Searcher.FINISHED
             return finished
         assert self._space is not None
         return self._space.decode(config)
-
-    def _ready(self) -> None:
-        if self._space is None:
-            raise InvalidValueError(
-                "SMACSearch has no search space: pass space, or a param_space with Tune domains"
-            )
-        if self._metric is None or self._mode is None:
-            raise InvalidValueError(
-                f"SMACSearch needs a metric and a mode, got {self._metric!r} and {self._mode!r}: "
-                "pass them to it or to TuneConfig"
-            )
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """A trial counts when it ends."""
@@ -133,10 +122,9 @@ class SMACSearch(StatefulSearcher):
         """Tell SMAC the trial's last value, or that it has failed."""
         if self._space is None or not self._built().is_open(trial_id):
             return
-        value = None
+        cost = None
         if result is not None and not error and not is_diverged(result, self._metric):
-            value = as_number(result.get(str(self._metric)))
-        cost = value if value is None or self._mode == "min" else -value
+            cost = loss_of(result, self._metric, self._mode)
         self._do(["tell", trial_id, cost])
 
     def on_pause(self, trial_id: str) -> None:
