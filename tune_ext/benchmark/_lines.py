@@ -30,17 +30,20 @@ def to_text(data: Mapping[str, Any]) -> str:
 
 
 _SUMMARY = ("trial", "epochs", "validation_error", "validation_loss", "response_mean")
+_MORE = ("train_seconds", "cpu_seconds", "ended")
+"""What a summary may say too; then all of them do."""
 
 
 def pack(trials: list[dict[str, Any]]) -> Any:
     """Summaries of trials as columns, where all have the same parameters; else as they are."""
+    more = [key for key in _MORE if trials and key in trials[0]]
     if not trials or any(
-        t.keys() != {"config", *_SUMMARY} or t["config"].keys() != trials[0]["config"].keys()
+        t.keys() != {"config", *_SUMMARY, *more} or t["config"].keys() != trials[0]["config"].keys()
         for t in trials
     ):
         return trials
     names = list(trials[0]["config"])
-    columns = {key: [t[key] for t in trials] for key in _SUMMARY}
+    columns = {key: [t[key] for t in trials] for key in (*_SUMMARY, *more)}
     for key in ("validation_loss", "response_mean"):
         if all(value is None for value in columns[key]):
             del columns[key]
@@ -53,6 +56,7 @@ def unpack(packed: Any) -> list[dict[str, Any]]:
         return packed
     count = len(packed["trial"])
     columns = {key: packed.get(key, [None] * count) for key in _SUMMARY}
+    columns |= {key: packed[key] for key in _MORE if key in packed}
     config = packed["config"]
     return [
         {"config": {n: config[n][i] for n in config}, **{k: columns[k][i] for k in columns}}

@@ -92,6 +92,8 @@ class Method:
         needs: Modules that must be importable, each with what to install for it.
         unsuited: Why the method cannot search a task; None where it can.
         chooses: What it chooses by, if that is not the validation error.
+        whole: Whether every trial trains until it ends by itself, and is no probe: then a budget
+            may count evaluations.
         ours: Whether it is this package's: reports tell its place, also when it is the last.
         reproducible: Why two runs with one seed and one worker may differ; None where they
             are the same, as a test makes sure.
@@ -103,5 +105,6 @@ class Method:
     needs: Mapping[str, str] = field(default_factory=dict)
     unsuited: Callable[[Task], str | None] = lambda task: None
     chooses: str | None = None
+    whole: bool = False
     ours: bool = False
     reproducible: str | None = None

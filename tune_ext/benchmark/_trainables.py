@@ -29,7 +29,8 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
 
     `reset_config` starts a new run in the same process, where torch is imported and the
     data is loaded, so that with `reuse_actors=True` a trial costs its training. A run that
-    has diverged ends its own trial. `tune.with_parameters` passes the arguments of `setup`.
+    has diverged, or has ended because there is nothing more to gain, ends its own trial.
+    `tune.with_parameters` passes the arguments of `setup`.
     """
 
     def setup(
@@ -66,14 +67,14 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         """Train one epoch, if the budget has one left."""
         if self._permits is not None and not self._permits.wait(Path(str(self._journal))):
             return {"epoch": self._run.epoch, "train_seconds": 0.0, "done": True, "over": True}
-        started = time.perf_counter()
+        started, processed = time.perf_counter(), time.process_time()
         try:
             metrics = self._run.train_epoch()
         except BaseException:
             if self._permits is not None:
                 self._permits.give_back()
             raise
-        seconds = time.perf_counter() - started
+        seconds, processed = time.perf_counter() - started, time.process_time() - processed
         if self._journal is not None:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(f"{self.trial_id} {self._run.epoch}\n")
@@ -81,7 +82,8 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
             **metrics,
             "epoch": self._run.epoch,
             "train_seconds": seconds,
-            "done": bool(metrics.get("diverged", False)),
+            "cpu_seconds": processed,
+            "done": bool(metrics.get("diverged", False) or metrics.get("ended", False)),
             "found": {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {},
             **_report_losses(self._loss_monitor, self._run),
         }
@@ -124,7 +126,7 @@ class LookupTrainable:
         """Look up one epoch."""
         metrics = dict(self._run.train_epoch())
         found = {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {}
-        done = bool(metrics.get("diverged", False))
+        done = bool(metrics.get("diverged", False) or metrics.get("ended", False))
         told = {"epoch": self._run.epoch, "done": done, "found": found}
         return {**metrics, **told, **_report_losses(self._loss_monitor, self._run)}
 

@@ -354,6 +354,8 @@ def used(record: CellRecord) -> float:
     """What a search used, in the study's unit."""
     if record.unit == "trainings" and record.max_epochs:
         return record.epochs_used / record.max_epochs
+    if record.unit == "evaluations":
+        return float(len(record.trials))
     if record.unit == "seconds":
         return float(record.busy_seconds or record.search_seconds)
     return float(record.epochs_used)

@@ -251,4 +251,5 @@ class CellRun:
             percent=task.percent,
             error_name=task.error_name,
             regret_range=task.regret_range,
+            cpu_seconds=self.history.total("cpu_seconds"),
         )

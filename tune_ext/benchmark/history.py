@@ -16,7 +16,8 @@ class History:
     """Every training epoch of a cell's search, in the order in which it was trained.
 
     The columns have one entry an epoch; `configs[i]` is the configuration of trial i,
-    numbered in the order in which the trials first reported.
+    numbered in the order in which the trials first reported, and `ended` are the trials that
+    ended by themselves before their full length, as there was nothing more to gain.
     """
 
     configs: list[dict[str, Any]] = field(default_factory=list)
@@ -26,6 +27,9 @@ class History:
     validation_loss: list[float | None] = field(default_factory=list)
     response_mean: list[float | None] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    train_seconds: list[float | None] = field(default_factory=list)
+    cpu_seconds: list[float | None] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -35,6 +39,8 @@ class History:
         self, trial_id: str, config: Mapping[str, Any], result: Mapping[str, Any], seconds: float
     ) -> None:
         """Add one epoch: `result` has epoch and whatever metrics there are.
+
+        What training it cost is `train_seconds` on the clock and `cpu_seconds` of the processor.
 
         A trial's configuration is that of its last epoch: one that finds its own learning rate
         tries several.
@@ -49,10 +55,26 @@ class History:
         self.validation_loss.append(finite(result.get("validation_loss")))
         self.response_mean.append(finite(result.get("response_mean")))
         self.seconds.append(round(float(seconds), 3))
+        for column, name in (
+            (self.train_seconds, "train_seconds"),
+            (self.cpu_seconds, "cpu_seconds"),
+        ):
+            cost = finite(result.get(name))
+            column.append(None if cost is None else round(cost, 4))
+        if result.get("ended"):
+            self.ended.append(self._numbers[trial_id])
 
     def trials(self) -> list[dict[str, Any]]:
-        """One summary a trial: its configuration and its last epoch."""
+        """One summary a trial: its configuration and its last epoch.
+
+        Where epochs tell what they cost, it says what the trial did: `train_seconds` and
+        `cpu_seconds`, the sums over its epochs. Where any has, it says whether it `ended`.
+        """
         last = {trial: row for row, trial in enumerate(self.trial)}
+        more = [self._costs("train_seconds"), self._costs("cpu_seconds")]
+        ended = set(self.ended)
+        if ended:
+            more.append({trial: {"ended": trial in ended} for trial in last})
         return [
             {
                 "trial": trial,
@@ -61,9 +83,25 @@ class History:
                 "validation_error": self.validation_error[row],
                 "validation_loss": self.validation_loss[row],
                 "response_mean": self.response_mean[row],
+                **{k: v for known in more for k, v in known.get(trial, {}).items()},
             }
             for trial, row in sorted(last.items())
         ]
+
+    def total(self, name: str) -> float | None:
+        """The sum of `train_seconds` or `cpu_seconds`; None where not every epoch tells it."""
+        known = [cost for cost in getattr(self, name) if cost is not None]
+        return round(sum(known), 3) if known and len(known) == len(self.trial) else None
+
+    def _costs(self, name: str) -> dict[int, dict[str, float]]:
+        """Trial → {name: sum over its epochs}; empty where not every epoch tells it."""
+        column: list[float | None] = getattr(self, name)
+        sums: dict[int, float] = {}
+        for trial, cost in zip(self.trial, column, strict=True):
+            if cost is None:
+                return {}
+            sums[trial] = sums.get(trial, 0.0) + cost
+        return {trial: {name: round(cost, 4)} for trial, cost in sums.items()}
 
     def to_json(self) -> dict[str, Any]:
         """The columns as plain data."""

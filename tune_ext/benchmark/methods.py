@@ -288,22 +288,33 @@ _CMA = {**_OPTUNA, "cmaes": "pip install cmaes"}
 _SMAC = {"smac": "pip install smac"}
 
 METHODS: dict[str, Method] = {
-    "default": Method("the optimiser's default rate; no search", None),
-    "grid": Method("a grid, every point at full length", _grid),
+    "default": Method("the optimiser's default rate; no search", None, whole=True),
+    "grid": Method("a grid, every point at full length", _grid, whole=True),
     "one-epoch": Method(
         "screen many at random for one epoch, train the best few",
         _one_epoch,
         "early stopping",
         unsuited=_at_least(2, "one epoch is the full length; use random"),
     ),
-    "random": Method("random search, every trial at full length", _random),
-    "tpe": Method("Optuna's tree-structured Parzen estimator", _models.tpe, "model", _OPTUNA),
-    "gp": Method("Optuna's Gaussian process", _models.gp, "model", _OPTUNA),
-    "cma-es": Method(
-        "Optuna's CMA-ES", _models.cma_es, "evolution", _CMA, unsuited=_no_evolution_strategy
+    "random": Method("random search, every trial at full length", _random, whole=True),
+    "tpe": Method(
+        "Optuna's tree-structured Parzen estimator", _models.tpe, "model", _OPTUNA, whole=True
     ),
-    "nsga2": Method("Optuna's NSGA-II, a genetic algorithm", _models.nsga2, "evolution", _OPTUNA),
-    "smac": Method("SMAC3: expected improvement by a random forest", _models.smac, "model", _SMAC),
+    "gp": Method("Optuna's Gaussian process", _models.gp, "model", _OPTUNA, whole=True),
+    "cma-es": Method(
+        "Optuna's CMA-ES",
+        _models.cma_es,
+        "evolution",
+        _CMA,
+        unsuited=_no_evolution_strategy,
+        whole=True,
+    ),
+    "nsga2": Method(
+        "Optuna's NSGA-II, a genetic algorithm", _models.nsga2, "evolution", _OPTUNA, whole=True
+    ),
+    "smac": Method(
+        "SMAC3: expected improvement by a random forest", _models.smac, "model", _SMAC, whole=True
+    ),
     "median": Method(
         "Ray's median stopping rule over random configurations",
         _median,
@@ -383,6 +394,7 @@ METHODS: dict[str, Method] = {
         "random, with architecture-aware initial weights (beside random+scaled)",
         _scaled.random_initialized,
         unsuited=_scaled.one_network,
+        whole=True,
     ),
 }
 METHODS |= {
@@ -399,8 +411,16 @@ def missing(name: str) -> str | None:
     return None
 
 
-def unsuited(name: str, task: Task) -> str | None:
-    """None if the method can search the task, else the reason why not."""
+def unsuited(name: str, task: Task, unit: str = "epochs") -> str | None:
+    """None if the method can search the task, else the reason why not.
+
+    Args:
+        name: Of the method.
+        task: What is searched.
+        unit: Of the budget: one in evaluations is for methods that train every trial to its end.
+    """
+    if unit == "evaluations" and not METHODS[name].whole:
+        return "the budget counts evaluations, and not all of its trials train to their end"
     return METHODS[name].unsuited(task)
 
 

@@ -61,6 +61,8 @@ def _describe(run: CellRun) -> str:
         budget = run.study.budget_of(run.cell.task)
         allowed = epochs_allowed(budget, run.study.unit, run.task.max_epochs)
         of = f"epochs of {budget} s" if allowed is None else f"of {allowed} epochs"
+        if run.study.unit == "evaluations":
+            of = f"epochs, evaluation {len(run.history.configs)} of {budget}"
         return f"search {len(run.history)} {of}, best {_error(run.best, run.task.percent)}"
     whole = run.study.final_seeds
     return f"evaluation, {whole} trainings, {run.trained_finally} epochs"

@@ -61,7 +61,7 @@ class CellRecord:
         details: What the method itself has to tell.
         provenance: Versions, hardware, git revision, times.
         label: What the study calls the task; "" stands for the task's name.
-        unit: Of the budget: "epochs", "trainings" or "seconds".
+        unit: Of the budget: "epochs", "trainings", "evaluations" or "seconds".
         max_epochs: The task's full length; 0 in records of version 1.
         workers: How many trials could run at once.
         clock: "wall", or "simulated" for a task whose trainings are looked up.
@@ -70,6 +70,8 @@ class CellRecord:
             task knows it, otherwise the validation error at the end of its training so far.
         makespan: Length of the search on `clock`, in seconds; None where it is not known.
         busy_seconds: Seconds that workers spent training, all together; None if not known.
+        cpu_seconds: The same in seconds of the processor, which other work on the machine does
+            not prolong; None if not known.
         worst_error: What an evaluation that diverged counts as; None where there is no worst.
         percent: Whether errors are fractions that people read as percentages.
         error_name: What the error is, in words.
@@ -103,6 +105,7 @@ class CellRecord:
     percent: bool = True
     error_name: str = "error"
     regret_range: tuple[float, float] | None = None
+    cpu_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.label:

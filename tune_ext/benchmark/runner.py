@@ -190,7 +190,7 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
         pair(method, task.label): why
         for task in tasks
         for method in methods
-        if (why := unsuited(method, task.create())) is not None
+        if (why := unsuited(method, task.create(), study.unit)) is not None
     }
     if len(pairs) == len(methods) * len(tasks):
         raise InvalidValueError("; ".join(f"{n}: {why}" for n, why in pairs.items()))

@@ -77,6 +77,7 @@ def simulate(
     workers: int = 1,
     steps: int | None = None,
     seconds: float | None = None,
+    trials: int | None = None,
     storage: str | Path,
     name: str = "simulated",
 ) -> Simulated:
@@ -96,6 +97,7 @@ def simulate(
             begins: no other begins then, and those that are under way are finished.
         seconds: The run ends when so many seconds were trained, by all workers together; a
             step that is under way then is cut off, and nobody sees its result.
+        trials: So many are created at most.
         storage: A directory for whatever Ray insists on writing.
         name: Of the experiment.
 
@@ -104,7 +106,9 @@ def simulate(
         InvalidValueError: `workers` is not a positive whole number.
     """
     check_count("workers", workers)
-    experiment = Experiment(name, _Placeholder, num_samples=sys.maxsize, storage_path=str(storage))
+    experiment = Experiment(
+        name, _Placeholder, num_samples=trials or sys.maxsize, storage_path=str(storage)
+    )
     # Ray asks its session where trials may write, and there is none.
     experiment.storage._get_session_path = _Session(str(storage))
     search = search_alg

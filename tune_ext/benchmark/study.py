@@ -21,8 +21,9 @@ from tune_ext.errors import InvalidValueError
 
 __all__ = ["UNITS", "Cell", "Study", "TaskSpec", "parse_seeds", "suggest"]
 
-UNITS = ("epochs", "trainings", "seconds")
-"""What a budget may count: training epochs, full-length trainings, or seconds of training."""
+UNITS = ("epochs", "trainings", "evaluations", "seconds")
+"""What a budget may count: training epochs, full-length trainings, trials that train until they
+end by themselves, or seconds of training."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Study:
         cell_seconds: A cell that takes longer is stopped as a failure.
         description: Free text.
         unit: "epochs"; "trainings": as many epochs as that many full-length trainings of the
-            task have; or "seconds" of training, all workers together. In seconds, an epoch
+            task have; "evaluations", as many trials, each trained until it ends by itself, however
+            long that takes; or "seconds" of training, all workers together. In seconds, an epoch
             that is under way when the budget is used up is cut off: its time counts up to
             then, and no method sees its result.
         workers: How many trials of a cell can run at once. An epoch is paid for when it

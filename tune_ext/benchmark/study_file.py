@@ -13,7 +13,8 @@ budget = 100       # optional: instead of that below
 methods = ["default", "random", "autohyper"]
 seeds = 3          # 0, 1, 2; or a list
 budget = 150       # for each cell's search, all trials together
-unit = "epochs"    # optional: or "trainings" (full-length ones), or "seconds" (of training)
+unit = "epochs"    # optional: or "trainings" (full-length ones), "evaluations" (trials that
+                   # end by themselves), or "seconds" (of training)
 final_seeds = 3    # optional: trainings of each recommendation, outside the budget
 workers = 1        # optional: how many trials of a cell run at once
 

@@ -13,14 +13,14 @@ __all__ = ["Tally", "epochs_allowed"]
 
 
 def epochs_allowed(budget: int, unit: str, max_epochs: int) -> int | None:
-    """A budget in training epochs; None for one in seconds.
+    """A budget in training epochs, at most; None for one in seconds.
 
     >>> epochs_allowed(5, "trainings", 12), epochs_allowed(5, "epochs", 12)
     (60, 5)
     """
     if unit == "seconds":
         return None
-    return budget * max_epochs if unit == "trainings" else budget
+    return budget * max_epochs if unit in ("trainings", "evaluations") else budget
 
 
 class Tally:
@@ -28,7 +28,7 @@ class Tally:
 
     Args:
         task: What is trained.
-        unit: In which the incumbents are told: "epochs", "trainings" or "seconds".
+        unit: In which the incumbents are told; see `study.UNITS`.
         answer: The method's own recommendation at this moment, None to leave it to
             `best_trial`'s rule.
     """
@@ -99,6 +99,8 @@ class Tally:
         """How much of the budget is used, in the unit."""
         if self._unit == "seconds":
             return round(self.cost, 6)
+        if self._unit == "evaluations":
+            return len(self.history.configs)
         epochs = len(self.history)
         return epochs / self._task.max_epochs if self._unit == "trainings" else epochs
 

@@ -233,6 +233,8 @@ class _Worker:
 
     def _limit(self, setup: Setup, request: Mapping[str, Any]) -> dict[str, Any]:
         """The budget, for `simulate`."""
+        if request["unit"] == "evaluations":
+            return {"trials": request["budget"]}
         seconds = request["unit"] == "seconds"
         return {"seconds": request["budget"]} if seconds else {"steps": setup.budget}
 
@@ -283,7 +285,7 @@ class _Worker:
                 scheduler=search.scheduler,
                 stop=self._stopper(search, setup, request, watch, report, on_end),
                 callbacks=[watch],
-                num_samples=-1,
+                num_samples=request["budget"] if request["unit"] == "evaluations" else -1,
                 reuse_actors=True,
                 resources_per_trial={
                     "cpu": place["cpus_per_trial"],
@@ -326,7 +328,7 @@ class _Worker:
                     raise RuntimeError(f"the schedule {switches} does not begin at epoch 0")
                 metrics = run.train_epoch()
                 self._pipe.send(("final", {"number": number, "epoch": epoch + 1}))
-                if metrics.get("diverged"):
+                if metrics.get("diverged") or metrics.get("ended"):
                     break
             if run is None:
                 raise RuntimeError(f"{task.name} has no epoch to train")

@@ -54,7 +54,8 @@ class TaskRun(Protocol):
         Returns:
             `train_loss` (mean over the epoch's batches), `validation_loss`,
             `validation_error` (in [0, 1]), `diverged`, and, where the task measures it,
-            `response`, `response_mean` and `knowledge_gain`. NaN where diverged.
+            `response`, `response_mean` and `knowledge_gain`. NaN where diverged. `ended`, where
+            it is true, ends the training before its full length: there is nothing more to gain.
         """
         ...
 
