@@ -5,6 +5,11 @@
   arXiv 2402.17440).
 * `CellNetwork`: the networks of NAS-Bench-201 (Dong and Yang, ICLR 2020, arXiv 2001.00326).
 * `random_dags`: graphs for the first two.
+* `PreActResNet`: wide ResNets whose groups differ in depth, width and residual branches, joined
+  by `ShakeShake` or dropped by `ShakeDrop`; `joint_network` builds the one of a configuration of
+  `tune_ext.spaces.joint_space` (Zela, Klein, Falkner, Hutter, arXiv 1807.06906), `wide_resnet`
+  the published WRN-28-10 and so on (Zagoruyko and Komodakis, arXiv 1605.07146), `seed_noise_`
+  makes their noise repeatable, `count_parameters` counts what any of these has.
 
 What an architecture does not use is not built: no edge "0" or "none", and none that no path from
 the input to the output runs through. Weights are torch's own until something else sets them
@@ -25,9 +30,23 @@ from torch import Tensor, nn
 from tune_ext._checks import check_choice, check_count
 from tune_ext._dags import alive, parse_cell, parse_dag
 from tune_ext._random import check_seed
+from tune_ext._shake import ShakeDrop, ShakeShake, seed_noise_
+from tune_ext._wide_resnet import PreActResNet, count_parameters, joint_network, wide_resnet
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["CellNetwork", "DagCNN", "DagMLP", "random_dags"]
+__all__ = [
+    "CellNetwork",
+    "DagCNN",
+    "DagMLP",
+    "PreActResNet",
+    "ShakeDrop",
+    "ShakeShake",
+    "count_parameters",
+    "joint_network",
+    "random_dags",
+    "seed_noise_",
+    "wide_resnet",
+]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
