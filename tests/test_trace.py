@@ -298,10 +298,10 @@ def test_pre_activation_belongs_to_the_layer_that_follows() -> None:
     network = on_meta(lambda: make("wrn-10-1", channels=3, classes=10, size=32, width=0))
     graph = trace(network, torch.empty(2, 3, 32, 32))
     layers = {graph.layer(index).name: graph.layer(index) for index in graph.layers}
-    first = layers["stages.1.conv1.weight"]
+    first = layers["groups.1.0.branches.0.conv1.weight"]
     assert (first.activation, first.normalized) == ("relu", True)
     assert layers["stem.weight"].activation is None
-    assert layers["stages.1.shortcut.weight"].activation == "relu"
+    assert layers["groups.1.0.shortcut.weight"].activation == "relu"
 
 
 # ---------------------------------------------------------------------- single operations

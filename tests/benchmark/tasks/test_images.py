@@ -275,10 +275,10 @@ def test_he_weights_have_their_deviation_and_come_from_the_seed_alone():
     state = torch.get_rng_state()
     one, two, other = (build(wide, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    weight = one.stages[1].conv2.weight
+    weight = one.groups[1][0].branches[0].conv2.weight
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
-    assert torch.equal(weight, two.stages[1].conv2.weight)
-    assert not torch.equal(weight, other.stages[1].conv2.weight)
+    assert torch.equal(weight, two.groups[1][0].branches[0].conv2.weight)
+    assert not torch.equal(weight, other.groups[1][0].branches[0].conv2.weight)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "wrn", "wrn-17-4", "wrn-4-4", "wrn-16-0", 18])

@@ -5,68 +5,15 @@ Importing this module imports torch; torchvision is imported where its networks 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from tune_ext._wide_resnet import wide_resnet
 from tune_ext.benchmark.tasks._networks import ResNet
 
-__all__ = ["WideResNet", "make"]
+__all__ = ["make"]
 
 _SMALL = 64
 """Up to so many pixels a ResNet has the stem for small images."""
-
-
-class _PreActivation(nn.Module):
-    """A block of a wide ResNet: twice normalisation, ReLU and a 3×3 convolution."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.shortcut = None
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        active = torch.relu(self.norm1(x))
-        y: Tensor = self.conv2(torch.relu(self.norm2(self.conv1(active))))
-        return y + (x if self.shortcut is None else self.shortcut(active))
-
-
-class WideResNet(nn.Module):
-    """A wide ResNet (arXiv 1605.07146) without dropout.
-
-    Args:
-        channels: Channels of the images.
-        classes: How many classes there are.
-        depth: 6n + 4, with n blocks in each of three stages.
-        width: Factor on the stages' 16, 32 and 64 channels.
-    """
-
-    he = True
-
-    def __init__(self, channels: int, classes: int, depth: int, width: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        layers: list[nn.Module] = []
-        inputs = 16
-        for stage in range(3):
-            for block in range((depth - 4) // 6):
-                outputs = 16 * width * 2**stage
-                layers.append(_PreActivation(inputs, outputs, 2 if stage and not block else 1))
-                inputs = outputs
-        self.stages = nn.Sequential(*layers)
-        self.norm = nn.BatchNorm2d(inputs)
-        self.head = nn.Linear(inputs, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, channels, H, W) to logits (N, classes)."""
-        x = torch.relu(self.norm(self.stages(self.stem(x))))
-        logits: Tensor = self.head(x.mean(dim=(2, 3)))
-        return logits
 
 
 def _resnet(name: str, channels: int, classes: int, size: int) -> nn.Module:
@@ -117,7 +64,7 @@ def make(name: str, *, channels: int, classes: int, size: int, width: int) -> nn
         return ResNet(channels, classes, width, (1, 1, 1))
     if name.startswith("wrn-"):
         _, depth, factor = name.split("-")
-        return WideResNet(channels, classes, int(depth), int(factor))
+        return wide_resnet(int(depth), int(factor), channels, classes)
     if name == "vgg16":
         network = _vgg16(channels, classes, size)
     else:
