@@ -1,15 +1,22 @@
-"""Training images that differ a little each epoch. Importing this module imports torch."""
+"""Training images that differ a little each epoch. Importing this module imports torch.
+
+These are our own, and not those of torchvision.transforms.v2, because those draw from torch's
+global generator (to fork it is no way out: it belongs to all threads, and Ray runs trainables in
+one), and because RandomCrop, RandomHorizontalFlip and RandomErasing treat all images of a batch
+alike: an image at a time they take longer than a step of a small network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import one_hot, pad
 
-__all__ = ["Augmentation"]
+__all__ = ["Augmentation", "Cutout", "Mixup"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,71 @@ class Augmentation:
             ]
 
         return vary
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Zeros in one square of each image (DeVries and Taylor, arXiv 1708.04552).
+
+    The middle of the square is any pixel of the image, so that part of it may lie outside (in
+    torchvision's RandomErasing it may not).
+
+    Attributes:
+        length: The side of the square in pixels; 0 leaves images as they are.
+    """
+
+    length: int
+
+    def __call__(self, images: Tensor, rng: np.random.Generator) -> Tensor:
+        """Cut out of a batch of images, N × C × H × W, that have a mean of zero."""
+        if self.length == 0:
+            return images
+        n, _, height, width = images.shape
+        rows = self._outside(height, torch.from_numpy(rng.integers(height, size=n)))
+        columns = self._outside(width, torch.from_numpy(rng.integers(width, size=n)))
+        kept = rows[:, None, :, None] | columns[:, None, None, :]
+        return images * kept.to(images.device)
+
+    def _outside(self, size: int, middle: Tensor) -> Tensor:
+        """Whether rows are outside the square, N × size, by the row of each square's middle."""
+        start = middle - (self.length + 1) // 2
+        where = torch.arange(size)
+        return (where < start[:, None]) | (where >= start[:, None] + self.length)
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Weighted means of two images and of their classes (Zhang et al., arXiv 1710.09412).
+
+    One weight, from Beta(α, α), serves all images of a batch, as published; each is mixed with
+    another one of the batch, drawn without replacement.
+
+    Attributes:
+        alpha: α; 0 leaves images as they are.
+        classes: How many there are.
+    """
+
+    alpha: float
+    classes: int
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Mix a batch.
+
+        Args:
+            images: N × C × H × W.
+            targets: N classes.
+            rng: Draws the weight and the pairs.
+
+        Returns:
+            The images, and, if they are mixed, the share of each class, N × classes. The cross
+            entropy of these is the weighted mean of both classes' cross entropies.
+        """
+        if self.alpha == 0:
+            return images, targets
+        weight = float(rng.beta(self.alpha, self.alpha))
+        other = torch.from_numpy(rng.permutation(len(images))).to(images.device)
+        shares = one_hot(targets, self.classes).to(images.dtype)
+        mixed = (weight * some + (1 - weight) * some[other] for some in (images, shares))
+        return next(mixed), next(mixed)

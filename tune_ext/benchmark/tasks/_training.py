@@ -136,6 +136,10 @@ class TrainingRun:
         self.step_losses = []
         train_loss = math.nan if self._diverged else self._fit()
         self.epoch += 1
+        return self._report(train_loss)
+
+    def _report(self, train_loss: float) -> dict[str, float | bool]:
+        """The metrics of the weights as they are now."""
         metrics: dict[str, float | bool] = {"train_loss": train_loss}
         metrics |= self._evaluate(self._split.validation, "validation")
         if self._meter is not None:
@@ -147,6 +151,23 @@ class TrainingRun:
 
     def _fit(self) -> float:
         """One pass over the training examples; returns the mean loss, NaN if it diverges."""
+        draw = self._draws()
+        self._network.train()
+        total = 0.0
+        for step in range(self._batches):
+            value = self._step(*draw(step), self._settings.rate(self.epoch))
+            if self._diverged:
+                return math.nan
+            total += value
+        return total / self._batches
+
+    @property
+    def _batches(self) -> int:
+        """How many batches an epoch has."""
+        return max(1, len(self._split.train) // self._settings.batch_size)
+
+    def _draws(self) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """What gives the inputs and targets of each batch of the current epoch."""
         settings, part = self._settings, self._split.train
         source = self._source(part)
         vary = None
@@ -156,25 +177,27 @@ class TrainingRun:
         seed = derive_seed(self._seed, "batches", self.epoch)
         order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))
         order = order.to(settings.device)
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.rate(self.epoch)
-        self._network.train()
-        batches = max(1, len(part) // settings.batch_size)
-        total = 0.0
-        for step in range(batches):
+
+        def draw(step: int) -> tuple[Tensor, Tensor]:
             batch = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            inputs, targets = source(batch, None if vary is None else partial(vary, which=batch))
-            loss = self._loss(self._network(inputs), targets)
-            value = loss.item()
-            self.step_losses.append(value)
-            if not math.isfinite(value):
-                self._diverged = True
-                return math.nan
-            total += value
-            self._optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's signature is untyped
-            self._optimizer.step()
-        return total / batches
+            return source(batch, None if vary is None else partial(vary, which=batch))
+
+        return draw
+
+    def _step(self, inputs: Tensor, targets: Tensor, rate: float) -> float:
+        """Train with one batch; returns its loss from before the step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._loss(self._network(inputs), targets)
+        value = loss.item()
+        self.step_losses.append(value)
+        if not math.isfinite(value):
+            self._diverged = True
+            return math.nan
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's signature is untyped
+        self._optimizer.step()
+        return value
 
     def _loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         if self._settings.loss == "mse":
