@@ -8,6 +8,7 @@ trials back.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 from ray.tune import Callback
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment
+from ray.tune.schedulers import HyperBandForBOHB, HyperBandScheduler
 from ray.tune.search import Searcher
 from ray.tune.trainable.metadata import _TrainingRunMetadata
 from ray.tune.tune_config import ResumeConfig
@@ -24,8 +26,11 @@ from ray.tune.utils.serialization import _loads_with_cloudpickle
 
 from tune_ext.benchmark import simulation
 from tune_ext.benchmark._simulated_actors import Actors
+from tune_ext.raytune import HyperBand
 
 Kind = ResumeConfig.ResumeType
+R = 9
+MINIMUM: dict[str, Any] = {"metric": "loss", "mode": "min"}
 
 
 @dataclass
@@ -165,3 +170,38 @@ class Reached(Callback):
         x, epoch = result["config"]["x"], result["training_iteration"]
         self.epochs[x] = max(self.epochs.get(x, 0), epoch)
         self.steps += 1
+
+
+def rays() -> Any:
+    return HyperBandScheduler(max_t=R, **MINIMUM)
+
+
+def rays_for_bohb() -> Any:
+    return HyperBandForBOHB(max_t=R, **MINIMUM)
+
+
+def ours(**options: Any) -> Any:
+    return HyperBand(max_t=R, **MINIMUM, **options)
+
+
+class Curve:
+    """The loss is the configuration, or what its name says; no two are as fast."""
+
+    fails_at = 9
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.x, self.number, self.epoch = config["x"], config.get("number", 0), 0
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        if self.x == "fails" and self.epoch == self.fails_at:
+            raise RuntimeError("as planned")
+        losses = {"fails": 0.1, "nan": math.nan, "none": None}
+        seconds = 3.0 if self.x == "fails" else 1 + self.number / 100
+        return {"loss": losses.get(self.x, self.x), "seconds": seconds, "done": False}
+
+    def state(self) -> int:
+        return self.epoch
+
+    def load(self, state: int) -> None:
+        self.epoch = state
