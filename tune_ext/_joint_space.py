@@ -48,8 +48,11 @@ class Range:
                 f"limits of {self.name} must be a pair of numbers (lower, upper), got {limits!r}"
             )
         name = f"limits of {self.name}"
-        read = check_count if self.integer else as_number
-        lower, upper = (read(name, limit) for limit in limits)
+        least = int(self.least)
+        lower, upper = (
+            check_count(name, limit, least) if self.integer else as_number(name, limit)
+            for limit in limits
+        )
         lowest = math.nextafter(0, 1) if self.log and not self.integer else self.least
         if not max(lowest, self.least) <= lower <= upper <= self.most or math.isinf(upper):
             raise InvalidValueError(
