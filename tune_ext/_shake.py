@@ -71,15 +71,15 @@ class _Noise(nn.Module):
 
         They are single precision at least, also where `like` is not.
         """
-        shape = (*shape, like.shape[0], *[1] * (like.ndim - 1))
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        numbers = torch.empty(shape, dtype=dtype, device=like.device)
         generator = None if like.is_meta else self.generator  # nothing is drawn on meta
         if generator is not None and generator.device.type != like.device.type:
             raise InvalidValueError(
                 f"the noise is drawn on {generator.device} but the model runs on {like.device}: "
                 "call seed_noise_ after moving the model"
             )
+        shape = (*shape, like.shape[0], *[1] * (like.ndim - 1))
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        numbers = torch.empty(shape, dtype=dtype, device=like.device)
         if kind == "exponential":
             return numbers.exponential_(generator=generator)
         return numbers.uniform_(generator=generator)
@@ -109,6 +109,8 @@ class ShakeShake(_Noise):
 
     def forward(self, branches: Sequence[Tensor]) -> Tensor:
         """Map at least one tensor (N, …), all of one shape, to one of that shape."""
+        if not branches:
+            raise InvalidValueError("Shake-Shake needs at least one branch, got none")
         first = branches[0]
         if not self.training:
             total = first
