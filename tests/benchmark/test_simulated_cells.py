@@ -238,7 +238,7 @@ def test_workers_go_through_sets_in_the_same_order():
 
 
 def test_a_few_slow_configurations_do_not_shrink_what_is_planned_for_seconds():
-    from tune_ext.benchmark.worker import _epoch_seconds
+    from tune_ext.benchmark._cost import epoch_seconds
 
     class Run:
         def __init__(self, seconds):
@@ -254,4 +254,4 @@ def test_a_few_slow_configurations_do_not_shrink_what_is_planned_for_seconds():
             self.started += 1
             return Run(1000.0 if self.started % 8 == 0 else 1.0)
 
-    assert _epoch_seconds(Uneven("function-branin")) == 1.0
+    assert epoch_seconds(Uneven("function-branin")) == 1.0

@@ -1,6 +1,7 @@
 import pytest
 
 from tests.benchmark.examples import FAKE, make_study
+from tune_ext.benchmark.runner import split_available
 from tune_ext.benchmark.study import TaskSpec, parse_seeds
 from tune_ext.benchmark.study_file import find_study, load_study, parse_study
 from tune_ext.benchmark.tally import epochs_allowed
@@ -61,6 +62,9 @@ def test_a_study_is_read_from_toml():
         ('"random"]', '"randon"]', 8, "did you mean random"),
         ("budget = 30", 'budget = 30\nunit = "epoch"', 11, "did you mean epochs"),
         ("budget = 30", "budget = 30\nworkers = 0", 11, "positive"),
+        ("{ epochs = 7 }", '{ epochs = 7 }\nmethods = ["asha"]', 6, "some of .*default, random"),
+        ("{ epochs = 7 }", "{ epochs = 7 }\nmethods = []", 6, "some of"),
+        ("{ epochs = 7 }", '{ epochs = 7 }\nmethods = ["random", "random"]', 6, "repeated"),
     ],
 )
 def test_mistakes_are_told_with_their_line(old, new, line, words):
@@ -92,6 +96,17 @@ def test_a_study_has_a_unit_workers_labels_and_budgets_of_its_tasks():
     shorter = study.with_overrides(budget=7, workers=1)
     assert [shorter.budget_of(t) for t in shorter.tasks] == [7, 7]
     assert shorter.workers == 1
+
+
+def test_a_task_may_be_searched_by_some_of_the_methods_only():
+    more = '[[tasks]]\nname = "digits-cnn"\nlabel = "b"\nmethods = ["random"]\n\n[compare]'
+    study = parse_study(TEXT.replace("[compare]", more))
+    keys = [c.key for c in study.cells() if c.seed == 4]
+    assert keys == [("digits-cnn", "default", 4), ("digits-cnn", "random", 4), ("b", "random", 4)]
+    _, left_out = split_available(study)
+    assert left_out == {"default on b": "the study does not ask for it"}
+    # Its cells depend on nothing else, so that a method can be added later.
+    assert "methods" not in study.tasks[1].to_json()
 
 
 def test_what_is_missing_or_not_toml_is_told():

@@ -7,12 +7,13 @@ import pytest
 from tests.benchmark.examples import FAKE, make_study
 from tests.benchmark.fake import FakeTask
 from tests.benchmark.test_simulated_cells import Quiet
-from tune_ext.benchmark import worker
+from tune_ext.benchmark import _cost
+from tune_ext.benchmark._cost import epoch_seconds
 from tune_ext.benchmark.cell_run import CellRun, Phase, Place
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.runner import run_study
 from tune_ext.benchmark.study import Cell
-from tune_ext.benchmark.worker import _epoch_seconds, _Worker
+from tune_ext.benchmark.worker import _Worker
 
 
 class Pipe:
@@ -59,10 +60,14 @@ def test_a_schedule_is_recommended_recorded_and_asked_for():
     assert cell.record().recommendation["schedule"][1] == [2, {"lr": 0.01}]
 
 
-def test_what_an_epoch_costs_is_timed_where_it_is_trained(monkeypatch):
-    clock = iter([10.0, 15.0, 20.0, 22.0])  # the first epoch loads the data
-    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    assert _epoch_seconds(FakeTask()) == 2.0
+@pytest.mark.parametrize(("device", "seconds"), [("cuda", 2.0), ("cpu", 1.5)])
+def test_what_an_epoch_costs_is_timed_where_it_is_trained(monkeypatch, device, seconds):
+    clock, processor = iter([10.0, 15.0, 20.0, 22.0]), iter([0.0, 4.0, 5.0, 6.5])
+    clocks = {"perf_counter": lambda: next(clock), "process_time": lambda: next(processor)}
+    monkeypatch.setattr(_cost, "time", SimpleNamespace(**clocks))
+    task = FakeTask()
+    task.options = {**task.options, "device": device}
+    assert epoch_seconds(task) == seconds  # the first epoch loads the data
 
 
 def test_epochs_that_nobody_asked_for_were_used_all_the_same():

@@ -24,7 +24,7 @@ from tune_ext.benchmark.cell_run import CellRun, Phase, Place
 from tune_ext.benchmark.methods import check_methods, missing, unsuited
 from tune_ext.benchmark.processes import WorkerProcess
 from tune_ext.benchmark.records import CellRecord, RecordStore
-from tune_ext.benchmark.study import Cell, Study
+from tune_ext.benchmark.study import Cell, Study, TaskSpec
 from tune_ext.errors import InvalidValueError, MissingDependencyError
 
 __all__ = [
@@ -190,11 +190,16 @@ def split_available(study: Study) -> tuple[Study, dict[str, str]]:
         pair(method, task.label): why
         for task in tasks
         for method in methods
-        if (why := unsuited(method, task.create(), study.unit)) is not None
+        if (why := _left_out(method, task) or unsuited(method, task.create(), study.unit))
     }
     if len(pairs) == len(methods) * len(tasks):
         raise InvalidValueError("; ".join(f"{n}: {why}" for n, why in pairs.items()))
     return replace(study, methods=methods, tasks=tasks), problems | pairs
+
+
+def _left_out(method: str, task: TaskSpec) -> str | None:
+    asked = task.methods is None or method in task.methods
+    return None if asked else "the study does not ask for it"
 
 
 def run_study(

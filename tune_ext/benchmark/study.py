@@ -37,21 +37,25 @@ class TaskSpec:
         label: What the study calls it: two entries may have one name and differ in their
             options. "" stands for the name.
         budget: Instead of the study's.
+        methods: Those of the study's methods that search it; None: all of them.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
     budget: int | None = None
+    methods: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.label:
             object.__setattr__(self, "label", self.name)
+        if self.methods is not None:
+            _check_names("methods", self.methods)
         if self.budget is not None:
             _check_number("budget", self.budget, whole=True)
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as plain data; what is as usual is left out."""
+        """What a cell of it depends on, as plain data; what is as usual is left out."""
         data = {"name": self.name, "options": dict(self.options)}
         if self.label != self.name:
             data["label"] = self.label
@@ -116,7 +120,8 @@ class Study:
             task have; "evaluations", as many trials, each trained until it ends by itself, however
             long that takes; or "seconds" of training, all workers together. In seconds, an epoch
             that is under way when the budget is used up is cut off: its time counts up to
-            then, and no method sees its result.
+            then, and no method sees its result. Where the processor trains, its seconds count,
+            which other work on the machine does not prolong.
         workers: How many trials of a cell can run at once. An epoch is paid for when it
             begins: when all are paid for no other begins, and those that are under way are
             finished. Two cases are less exact, each by at most `workers - 1` epochs that
@@ -157,6 +162,7 @@ class Study:
             for seed in self.seeds
             for task in self.tasks
             for method in self.methods
+            if task.methods is None or method in task.methods
         ]
 
     def budget_of(self, task: TaskSpec) -> int:

@@ -8,6 +8,7 @@ name = "digits-cnn"
 label = "digits"   # optional: what reports call it; two entries may have one name
 options = { parameters = ["lr"] }
 budget = 100       # optional: instead of that below
+methods = ["default", "autohyper"]   # optional: only these of those below
 
 [compare]
 methods = ["default", "random", "autohyper"]
@@ -41,7 +42,7 @@ __all__ = ["find_study", "load_study", "parse_study"]
 
 _TABLES = {
     "": {"title", "description", "tasks", "compare", "limits"},
-    "tasks": {"name", "label", "options", "budget"},
+    "tasks": {"name", "label", "options", "budget", "methods"},
     "compare": {"methods", "seeds", "budget", "unit", "workers", "final_seeds"},
     "limits": {"stall_seconds", "cell_seconds"},
 }
@@ -117,7 +118,7 @@ def _build(data: dict[str, Any]) -> Study:
     return Study(
         title=str(data.get("title", "untitled study")),
         description=str(data.get("description", "")),
-        tasks=tuple(_task(number, t) for number, t in enumerate(tasks)),
+        tasks=tuple(_task(number, t, methods) for number, t in enumerate(tasks)),
         methods=tuple(methods),
         seeds=parse_seeds(compare["seeds"]),
         budget=compare["budget"],
@@ -134,7 +135,7 @@ def _check_known_methods(methods: Iterable[str]) -> None:
             raise InvalidValueError(f"{error}{suggest(method, METHODS)}") from None
 
 
-def _task(number: int, table: dict[str, Any]) -> TaskSpec:
+def _task(number: int, table: dict[str, Any], methods: list[str]) -> TaskSpec:
     def wrong(message: str, key: str) -> _PlacedError:
         return _PlacedError(message, number, key)
 
@@ -148,10 +149,14 @@ def _task(number: int, table: dict[str, Any]) -> TaskSpec:
         raise wrong(f"options must be a table, got {options!r}", "options")
     if not isinstance(label, str):
         raise wrong(f"label must be text, got {label!r}", "label")
+    some = table.get("methods")
+    if some is not None and (not isinstance(some, list) or not some or set(some) - set(methods)):
+        known = ", ".join(methods)
+        raise wrong(f"methods must be some of [compare]'s, {known}; got {some!r}", "methods")
     try:
-        spec = TaskSpec(name, options, label, table.get("budget"))
+        spec = TaskSpec(name, options, label, table.get("budget"), some and tuple(some))
     except InvalidValueError as error:
-        raise wrong(str(error), "budget") from None
+        raise wrong(str(error), "methods" if "methods" in str(error) else "budget") from None
     _check_task(spec, wrong)
     return spec
 

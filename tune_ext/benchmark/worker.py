@@ -24,12 +24,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tune_ext.benchmark._cost import epoch_cost, epoch_seconds, trains_on_cpu
 from tune_ext.benchmark._permits import Permits
 from tune_ext.benchmark.methods import METHODS, Search, Setup
 from tune_ext.benchmark.study import TaskSpec
@@ -42,9 +44,6 @@ _RAY_STARTS = 3
 
 _TELL_EVERY = 0.5
 """Seconds between two messages from a simulated search."""
-
-_PILOTS = 32
-"""Random configurations whose first epochs say what an epoch of a simulated task costs."""
 
 
 def main() -> None:
@@ -169,7 +168,7 @@ class _Worker:
         if allowed is not None:
             return allowed
         if spec.label not in self._epoch_seconds:
-            self._epoch_seconds[spec.label] = _epoch_seconds(task)
+            self._epoch_seconds[spec.label] = epoch_seconds(task)
         return max(1, int(request["budget"] / self._epoch_seconds[spec.label]))
 
     def _stopper(
@@ -184,9 +183,10 @@ class _Worker:
         from tune_ext.benchmark.tune_parts import BudgetStopper
 
         full_length = None if search.stops_trials else setup.max_epochs
+        cost = partial(epoch_cost, trains_on_cpu(setup.task))
         if request["unit"] == "seconds":
             return BudgetStopper(
-                request["budget"], full_length, report, lambda: watch.hopeless, _cost, on_end
+                request["budget"], full_length, report, lambda: watch.hopeless, cost, on_end
             )
         return BudgetStopper(
             setup.budget, full_length, report, lambda: watch.hopeless, on_end=on_end
@@ -249,6 +249,7 @@ class _Worker:
         from tune_ext.benchmark.tune_parts import TaskTrainable, Watch
 
         started = time.monotonic()
+        cost = partial(epoch_cost, trains_on_cpu(setup.task))
         watch, permits = Watch(), _permits(setup, request)
         if permits is not None:
             permits.reset()
@@ -263,7 +264,7 @@ class _Worker:
 
         def report(trial_id: str, result: dict[str, Any]) -> None:
             seconds = time.monotonic() - started
-            incumbent = tally.add(trial_id, result, seconds, _cost(result))
+            incumbent = tally.add(trial_id, result, seconds, cost(result))
             row = {k: v for k, v in result.items() if isinstance(v, int | float)}
             told = {"trial_id": trial_id, "config": tally.config_of(result), "result": row}
             self._pipe.send(("epoch", {**told, "seconds": seconds, "incumbent": incumbent}))
@@ -376,26 +377,6 @@ def _permits(setup: Setup, request: Mapping[str, Any]) -> Permits | None:
     if request["journal"] is None or request["workers"] == 1 or request["unit"] == "seconds":
         return None
     return Permits(permits_of(request["journal"]), setup.budget)
-
-
-def _cost(result: Mapping[str, Any]) -> float:
-    """Seconds that an epoch was trained: measured, or on the simulated clock."""
-    return float(result["train_seconds"] if "train_seconds" in result else result["seconds"])
-
-
-def _epoch_seconds(task: Task) -> float:
-    """What an epoch costs; see `_Worker._epochs`."""
-    if task.simulated:
-        drawn = Setup(task, 1, 0).configurations()
-        runs = [task.start(next(drawn), seed=0) for _ in range(_PILOTS)]
-        return float(np.median([run.train_epoch()["seconds"] for run in runs]))
-    run = task.start(task.default_config, seed=0)
-    seconds = []
-    for _ in range(min(2, task.max_epochs)):  # the first one loads the data
-        started = time.perf_counter()
-        run.train_epoch()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
 
 
 def _finite(value: float | None) -> float | None:
