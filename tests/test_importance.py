@@ -11,13 +11,14 @@ from ConfigSpace import (
     Constant,
     EqualsCondition,
     Float,
+    GreaterThanCondition,
     Integer,
     OrdinalHyperparameter,
 )
 from sklearn.tree import DecisionTreeRegressor
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError
-from tune_ext.importance import _dimensions, _tree_shares, from_result_grid, importance
+from tune_ext.importance import _dimensions, _is_active, _tree_shares, from_result_grid, importance
 
 XY = ConfigurationSpace({"x": (0.0, 1.0), "y": (0.0, 1.0)})
 
@@ -147,19 +148,81 @@ def test_two_categories_that_only_matter_together():
     assert max(e.mean for e in found.main.values()) < 0.05
 
 
-def test_what_is_not_active_is_at_its_default():
+def test_what_is_not_active_does_nothing_whatever_its_value():
+    """m with SGD, 1/2 else: V_m = 1/48, and as much of both; the optimiser alone does nothing.
+
+    momentum at its default there would be all of it: m = 1/2 and the value is 1/2.
+    """
     space = ConfigurationSpace(
         {"opt": Categorical("opt", ["sgd", "adam"]), "momentum": Float("momentum", (0.0, 1.0))}
     )
     space.add(EqualsCondition(space["momentum"], space["opt"], "sgd"))
-    configs = sample(space, 300)
+    configs = sample(space, 600)
     assert any("momentum" not in c for c in configs)
     value = [c.get("momentum", 0.5) for c in configs]
     found = importance(space, configs, value, n_trees=16)
-    assert found.main["momentum"].mean > 0.5
-    explicit = [{"momentum": 0.5, **c} for c in configs]
-    assert importance(space, explicit, value, n_trees=16) == found
+    assert found.main["momentum"].mean == pytest.approx(0.5, abs=0.05)
+    assert found.pairs["opt", "momentum"].mean == pytest.approx(0.5, abs=0.05)
     assert importance(space, [{**c, "more": 1} for c in configs], value, n_trees=16) == found
+    explicit = [{"momentum": 0.5, **c} for c in configs]
+    assert importance(space, explicit, value, n_trees=16).main["momentum"].mean > 0.95
+
+
+def test_what_was_not_set_is_at_its_default_and_a_child_of_what_is_not_active_is_neither():
+    space = ConfigurationSpace({"k": ["a", "b"], "x": (0.0, 1.0), "y": (0.0, 1.0)})
+    space.add(EqualsCondition(space["x"], space["k"], "a"))
+    space.add(GreaterThanCondition(space["y"], space["x"], 0.4))
+    held = [{"k": "a"}, {"k": "a", "x": 0.3}, {"k": "b"}, {}]
+    active = [[_is_active(space, n, c) for n in "xy"] for c in held]
+    assert active == [[True, True], [True, False], [False, False], [True, True]]
+
+
+def test_a_conditional_parameter_by_hand():
+    """f = x where k is a, else 0.
+
+    V = E f² - (E f)² = 1/6 - 1/16 = 5/48. Over k: x/2, V_x = 1/48; over x: 1/2 or 0, V_k = 1/16.
+    So k has .6, x alone .2, and both together .2.
+    """
+    space = ConfigurationSpace({"k": ["a", "b"], "x": (0.0, 1.0)})
+    space.add(EqualsCondition(space["x"], space["k"], "a"))
+    configs = sample(space, 600)
+    assert 200 < sum("x" not in c for c in configs) < 400
+    found = importance(space, configs, [c.get("x", 0.0) for c in configs], n_trees=24)
+    assert found.main["k"].mean == pytest.approx(0.6, abs=0.03)
+    assert found.main["x"].mean == pytest.approx(0.2, abs=0.03)
+    assert found.pairs["k", "x"].mean == pytest.approx(0.2, abs=0.03)
+
+
+def test_trials_that_fail_in_half_of_the_space_by_hand():
+    """y where x <= 1/2, else a failure, which counts as the worst, 1: the same numbers again."""
+    configs = sample(XY, 600)
+    value = [c["y"] if c["x"] <= 0.5 else math.nan for c in configs]
+    found = importance(XY, configs, value, n_trees=24)
+    assert found.failed == sum(map(math.isnan, value))
+    assert found.main["x"].mean == pytest.approx(0.6, abs=0.03)
+    assert found.main["y"].mean == pytest.approx(0.2, abs=0.03)
+    assert found.pairs["x", "y"].mean == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_function_of_ishigami():
+    """sin a + 7 sin² b + c⁴ sin a / 10 on [-π, π]³: .3139, .4424, 0, and .2437 of a and c.
+
+    Its variances: V_a = (1 + π⁴/50)²/2, V_b = 49/8, V_ac = π⁸ (1/1800 - 1/5000) (Ishigami and
+    Homma 1990). c alone does nothing. Trees, which look one split ahead, see little of sin² b.
+    """
+    space = ConfigurationSpace({name: (-math.pi, math.pi) for name in "abc"})
+    configs = sample(space, 2000)
+    value = [math.sin(c["a"]) * (1 + c["c"] ** 4 / 10) + 7 * math.sin(c["b"]) ** 2 for c in configs]
+    found = importance(space, configs, value, n_trees=16)
+    v_a, v_b = (1 + math.pi**4 / 50) ** 2 / 2, 49 / 8
+    v_ac = math.pi**8 * (1 / 1800 - 1 / 5000)
+    total = v_a + v_b + v_ac
+    assert (v_a / total, v_ac / total) == pytest.approx((0.3139, 0.2437), abs=1e-4)
+    assert found.main["a"].mean == pytest.approx(v_a / total, abs=0.05)
+    assert v_b / total - 0.13 < found.main["b"].mean < v_b / total + 0.05
+    assert found.main["c"].mean < 0.02
+    assert found.pairs["a", "c"].mean == pytest.approx(v_ac / total, abs=0.05)
+    assert found.pairs["a", "b"].mean < 0.04
 
 
 def test_failures_count_as_the_worst_or_not_at_all():

@@ -37,12 +37,13 @@ from ConfigSpace.hyperparameters import (
     IntegerHyperparameter,
     OrdinalHyperparameter,
 )
+from ConfigSpace.types import NotSet
 from numpy.typing import NDArray
 
 from tune_ext._checks import check_choice, check_count
 from tune_ext.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
 
-__all__ = ["Effect", "Importance", "from_result_grid", "importance"]
+__all__ = ["Effect", "Importance", "from_result_grid", "importance", "read_result_grid"]
 
 Array = NDArray[np.float64]
 
@@ -110,6 +111,13 @@ class _Dimension:
     weights: Array
     choices: tuple[Any, ...]
 
+    def draw(self, rng: np.random.Generator) -> Array:
+        """A value, each as likely as it counts: shape (columns,)."""
+        if not len(self.atoms):
+            return rng.random(1)
+        drawn: Array = self.atoms[rng.choice(len(self.atoms), p=self.weights)]
+        return drawn
+
     def cells(self, low: Array, high: Array) -> tuple[NDArray[np.bool_], Array]:
         """Cut the parameter's range into cells that no split of a tree divides.
 
@@ -144,10 +152,11 @@ def importance(
 
     Args:
         space: Its constants are left out, its conditions may hold or not.
-        configs: The trials' configurations. A parameter that one lacks, because it is not
-            active or was not set, counts as at its default there, so the effect of a
-            conditional parameter is averaged over the configurations that do not use it too.
-            What the space does not name is ignored.
+        configs: The trials' configurations. A parameter that one lacks because it is not active
+            is drawn evenly there: it does nothing, whatever its value, and its effect is
+            averaged over the configurations that do not use it too. (Were it at its default,
+            trees could tell by that value what only its condition decides.) One that was not set
+            is at its default. What the space does not name is ignored.
         values: The trials' objective; None, NaN and infinities are failures.
         n_trees: Of the forest.
         seed: Of the forest; the same gives the same result.
@@ -176,7 +185,7 @@ def importance(
     check_choice("mode", mode, ("min", "max"))
     dimensions = _dimensions(space)
     kept, y, failures = _objective(configs, values, mode, failed)
-    x = _encode(space, dimensions, kept)
+    x = _encode(space, dimensions, kept, np.random.default_rng([seed, 0]))
     trees, r2 = _grow(x, y, n_trees, seed)
     shares = [s for tree in trees if (s := _tree_shares(tree.tree_, dimensions, pairs))]
     names = [d.name for d in dimensions]
@@ -210,12 +219,24 @@ def from_result_grid(
         mode: Whether it is minimised or maximised.
         **options: The other arguments of `importance`.
     """
+    return importance(space, *read_result_grid(results, metric), mode=mode, **options)
+
+
+def read_result_grid(
+    results: Iterable[Any], metric: str
+) -> tuple[list[dict[str, Any]], list[float | None]]:
+    """The flat configurations of a Ray `ResultGrid`'s trials, and their last values or None.
+
+    Args:
+        results: What `Tuner.fit` returns.
+        metric: The key of the reports.
+    """
     configs, values = [], []
     for result in results:
         value = (result.metrics or {}).get(metric)
         configs.append(_flat(result.config or {}))
         values.append(None if result.error is not None else value)
-    return importance(space, configs, values, mode=mode, **options)
+    return configs, values
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -292,13 +313,18 @@ def _encode(
     space: ConfigurationSpace,
     dimensions: Sequence[_Dimension],
     configs: Sequence[Mapping[str, Any]],
+    rng: np.random.Generator,
 ) -> Array:
     """What the forest learns from: shape (trials, columns)."""
     x = np.empty((len(configs), dimensions[-1].columns.stop))
     for dimension in dimensions:
         name, item = dimension.name, space[dimension.name]
+        conditions = space.parent_conditions_of[name]
         for row, config in enumerate(configs):
             value = config.get(name)
+            if value is None and conditions and not _is_active(space, name, config):
+                x[row, dimension.columns] = dimension.draw(rng)
+                continue
             value = item.default_value if value is None else value
             try:
                 if dimension.choices:
@@ -311,6 +337,18 @@ def _encode(
                     f"configuration {row} has {name} = {value!r}, which is not legal in {item}"
                 ) from None
     return x
+
+
+def _is_active(space: ConfigurationSpace, name: str, config: Mapping[str, Any]) -> bool:
+    """Whether the conditions on a parameter hold, and those on what they are about."""
+    values: dict[str, Any] = {}
+    for parent in space.parents_of[name]:
+        value = config.get(parent.name)
+        if value is None:
+            active = _is_active(space, parent.name, config)
+            value = parent.default_value if active else NotSet
+        values[parent.name] = value
+    return all(c.satisfied_by_value(values) for c in space.parent_conditions_of[name])
 
 
 def _index(legal: Sequence[Any], value: Any) -> int:
