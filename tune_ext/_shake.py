@@ -16,7 +16,7 @@ drawn from a generator of the model's own (`seed_noise_`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,10 @@ from tune_ext._checks import as_number, check_choice
 from tune_ext._random import check_seed
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["Coefficients", "ShakeDrop", "ShakeShake", "seed_noise_"]
+__all__ = ["COEFFICIENTS", "Coefficients", "ShakeDrop", "ShakeShake", "seed_noise_"]
 
 Coefficients = Literal["uniform", "softmax"]
+COEFFICIENTS: tuple[Coefficients, ...] = get_args(Coefficients)
 
 
 class _Weighted(torch.autograd.Function):
@@ -104,7 +105,7 @@ class ShakeShake(_Noise):
 
     def __init__(self, coefficients: Coefficients = "uniform") -> None:
         super().__init__()
-        check_choice("coefficients", coefficients, ("uniform", "softmax"))
+        check_choice("coefficients", coefficients, COEFFICIENTS)
         self.coefficients = coefficients
 
     def forward(self, branches: Sequence[Tensor]) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_ext._checks import as_number, check_count, check_positive
+from tune_ext._checks import as_number, check_choice, check_count, check_positive
 from tune_ext._on_meta import built_on_meta
-from tune_ext._shake import Coefficients, ShakeDrop, ShakeShake, check_death_rate
+from tune_ext._shake import COEFFICIENTS, Coefficients, ShakeDrop, ShakeShake, check_death_rate
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["PreActResNet", "count_parameters", "joint_network", "wide_resnet"]
@@ -124,6 +124,7 @@ class PreActResNet(nn.Module):
         ]
         several = [check_count("branches", count) for count in _three("branches", branches)]
         death_rate = check_death_rate(death_rate)
+        check_choice("coefficients", coefficients, COEFFICIENTS)
         inputs = check_count("filters", filters)
         self.stem = nn.Conv2d(channels, inputs, 3, padding=1, bias=False)
         self.groups = nn.Sequential()
