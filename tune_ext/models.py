@@ -10,6 +10,9 @@
   `tune_ext.spaces.joint_space` (Zela, Klein, Falkner, Hutter, arXiv 1807.06906), `wide_resnet`
   the published WRN-28-10 and so on (Zagoruyko and Komodakis, arXiv 1605.07146), `seed_noise_`
   makes their noise repeatable, `count_parameters` counts what any of these has.
+* `growth_network`: convolutions, each followed by a pooling, then fully connected layers, for
+  images of any size (Hinz, Navarro-Guerrero, Magg, Wermter, arXiv 1807.07362); its space is
+  `tune_ext.spaces.growth_space`.
 
 What an architecture does not use is not built: no edge "0" or "none", and none that no path from
 the input to the output runs through. Weights are torch's own until something else sets them
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 
 from tune_ext._checks import check_choice, check_count
 from tune_ext._dags import alive, parse_cell, parse_dag
+from tune_ext._growth_network import growth_network
 from tune_ext._random import check_seed
 from tune_ext._shake import ShakeDrop, ShakeShake, seed_noise_
 from tune_ext._wide_resnet import PreActResNet, count_parameters, joint_network, wide_resnet
@@ -42,6 +46,7 @@ __all__ = [
     "ShakeDrop",
     "ShakeShake",
     "count_parameters",
+    "growth_network",
     "joint_network",
     "random_dags",
     "seed_noise_",

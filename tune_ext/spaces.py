@@ -20,6 +20,10 @@
 | length | Cutout, pixels | 0 … 20 | |
 
 Those up to death_rate are the architecture, the others the hyperparameters.
+
+* `growth_space`: a convolutional network of any depth and its training, for searches over growing
+  images (Hinz, Navarro-Guerrero, Magg, Wermter, 2018, arXiv 1807.07362; the ranges are ours):
+  `tune_ext.models.growth_network` builds the network of a configuration.
 """
 
 from __future__ import annotations
@@ -36,9 +40,17 @@ from ConfigSpace import (
     UniformIntegerHyperparameter,
 )
 
+from tune_ext._growth_space import GROWTH_DEFAULTS, growth_domains, growth_space
 from tune_ext._joint_space import PARAMETERS, Part, Range, death_rate_depends_on, ranges
 
-__all__ = ["JOINT_DEFAULTS", "joint_domains", "joint_space"]
+__all__ = [
+    "GROWTH_DEFAULTS",
+    "JOINT_DEFAULTS",
+    "growth_domains",
+    "growth_space",
+    "joint_domains",
+    "joint_space",
+]
 
 JOINT_DEFAULTS: dict[str, int | float] = {
     parameter.name: int(parameter.default) if parameter.integer else float(parameter.default)
