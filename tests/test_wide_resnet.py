@@ -95,7 +95,7 @@ def test_any_configuration_of_the_published_ranges_has_the_size_of_its_definitio
 
 
 def test_a_network_of_full_width_runs_on_the_meta_device() -> None:
-    (values,) = drawn(1, seed=1)
+    values = drawn(2, seed=1)[1]
     with built_on_meta():
         assert joint_network(values, 3, 10)(torch.empty(2, 3, 32, 32)).shape == (2, 10)
 
