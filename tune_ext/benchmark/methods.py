@@ -399,7 +399,7 @@ METHODS: dict[str, Method] = {
 }
 METHODS |= {
     f"{name}+scaled": _scaled.scaled_method(name, METHODS[name])
-    for name in ("random", "tpe", "asha", "bohb")
+    for name in ("random", "tpe", "asha", "bohb", "our-bohb")
 }
 
 
