@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tune_ext.bohb import BOHB
     from tune_ext.brackets import Brackets
     from tune_ext.exptest import DecayTest, Ladder, Tuner, learning_rate_bound
+    from tune_ext.image_growth import ImageGrowth
     from tune_ext.lowrank import ResponseMeter, evbmf, knowledge_gain
     from tune_ext.lr_scheduler import ExpTestLR, find_lr, resolve_lr
     from tune_ext.raytune import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         ExpTestScheduler,
         ExpTestSearch,
         HyperBand,
+        ImageGrowthSearch,
+        NoGainStopper,
     )
 
 __all__ = [
@@ -40,8 +43,11 @@ __all__ = [
     "ExpTestScheduler",
     "ExpTestSearch",
     "HyperBand",
+    "ImageGrowth",
+    "ImageGrowthSearch",
     "Ladder",
     "LossMonitor",
+    "NoGainStopper",
     "Parameter",
     "Probe",
     "ResponseMeter",
@@ -67,8 +73,11 @@ _HOME = {
     "ExpTestScheduler": "tune_ext.raytune",
     "ExpTestSearch": "tune_ext.raytune",
     "HyperBand": "tune_ext.raytune",
+    "ImageGrowth": "tune_ext.image_growth",
+    "ImageGrowthSearch": "tune_ext.raytune",
     "Ladder": "tune_ext.exptest",
     "LossMonitor": "tune_ext._loss_monitor",
+    "NoGainStopper": "tune_ext.raytune",
     "Parameter": "tune_ext.autohyper",
     "Probe": "tune_ext.autohyper",
     "ResponseMeter": "tune_ext.lowrank",
