@@ -52,11 +52,14 @@ def _scaled(search: Search, task: Task) -> Search:
     from tune_ext.benchmark._constants_search import ConstantsSearch
     from tune_ext.raytune.scaling import ArchitectureScaledSearch
 
-    rate = {} if "lr" in task.space else {"lr": task.default_config["lr"]}
+    name = task.rate_name
+    rate = {} if name in task.space else {name: task.default_config[name]}
     searcher = ArchitectureScaledSearch(
         ConstantsSearch(search.search_alg, {**rate, **_WEIGHTS}),
         task.build,
         task.example_input,
+        base=task.default_config if task.rate_is_of_default else None,
+        lr=name,
         on_error="raise",
     )
     return replace(search, search_alg=searcher)

@@ -29,7 +29,9 @@ from tune_ext.benchmark.tasks.dag import DigitsDAG, FashionMNISTDAG
 from tune_ext.benchmark.tasks.digits import DigitsCNN, DigitsMLP
 from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
 from tune_ext.benchmark.tasks.functions import FUNCTIONS, CountingOnesTask, FunctionTask
+from tune_ext.benchmark.tasks.growth import GROWTH_TASKS
 from tune_ext.benchmark.tasks.images import IMAGE_TASKS
+from tune_ext.benchmark.tasks.joint import JOINT_TASKS
 from tune_ext.benchmark.tasks.regression import CaliforniaHousing, Diabetes
 from tune_ext.benchmark.tasks.response_table import (
     ResponseDigitsCNN,
@@ -71,6 +73,8 @@ _TASKS: dict[str, Callable[..., Task]] = {
     FashionMNISTDAG.name: FashionMNISTDAG,
     FashionMNISTResNet.name: FashionMNISTResNet,
     **{task.name: task for task in IMAGE_TASKS},
+    **{task.name: task for task in GROWTH_TASKS},
+    **{task.name: task for task in JOINT_TASKS},
     Diabetes.name: Diabetes,
     CaliforniaHousing.name: CaliforniaHousing,
     **{name: partial(TableTask, name) for name in TABLES},

@@ -96,6 +96,9 @@ class Task(ABC):
         searches_architecture: Whether the configuration decides the network too: there are then
             `build` and `example_input`, and a configuration may say how the weights are first
             drawn: "initialization" is "default" or "scaled" (see `tune_ext.scaling`).
+        rate_name: The name of the learning rate.
+        rate_is_of_default: Whether learning rates that are scaled to an architecture are those
+            of the default configuration's; else of the published base.
         regret_range: The true errors of the best configuration and of the median one, where
             both are known.
     """
@@ -108,6 +111,8 @@ class Task(ABC):
     simulated: ClassVar[bool] = False
     measures_response: bool = True
     searches_architecture: ClassVar[bool] = False
+    rate_name: ClassVar[str] = "lr"
+    rate_is_of_default: ClassVar[bool] = False
     error_name: str = "error"
     percent: bool = True
     worst_error: float | None = 1.0

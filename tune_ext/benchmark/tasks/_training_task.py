@@ -146,6 +146,11 @@ class TrainingTask(Task):
             raise InvalidTypeError("seed must be an integer, got None")
         if problem := self.missing():
             raise DataNotFoundError(problem)
+        network = self._weighted(values, derive_seed(seed, self.name, "weights"))
+        return self._run(network, values, int(seed))
+
+    def _run(self, network: nn.Module, values: Mapping[str, Any], seed: int) -> TaskRun:
+        """The run of a network with its initial weights."""
         from tune_ext.benchmark.tasks._training import RunSettings, TrainingRun
 
         settings = RunSettings(
@@ -160,8 +165,7 @@ class TrainingTask(Task):
             loss=self.loss or "cross_entropy",
             augmentation=self._augmentation(),
         )
-        network = self._weighted(values, derive_seed(seed, self.name, "weights"))
-        return TrainingRun(network, self._split(int(seed)), settings, seed=int(seed))
+        return TrainingRun(network, self._split(seed), settings, seed=seed)
 
     def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The default configuration, overwritten by `config`; see `check_values`."""
