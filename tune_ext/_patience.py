@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune_ext._checks import as_number, check_choice, check_count
-from tune_ext.errors import StateError
+from tune_ext.errors import InvalidValueError, StateError
 
 __all__ = ["NoGain"]
 
@@ -26,6 +26,11 @@ class NoGain:
         patience: Epochs without gain that end the training.
         mode: "min" or "max": what is better.
         min_gain: Less than this is no gain.
+        grace_period: The training does not end before this epoch.
+
+    Raises:
+        InvalidTypeError: An argument is not of its type.
+        InvalidValueError: An argument has an impossible value.
 
     >>> rule = NoGain(patience=2)
     >>> [rule.add(epoch, loss) for epoch, loss in enumerate([0.9, 0.5, 0.6, 0.4, 0.5, 0.4], 1)]
@@ -34,11 +39,16 @@ class NoGain:
     (4, 0.4)
     """
 
-    def __init__(self, patience: int = 5, mode: str = "min", min_gain: float = 0.0) -> None:
+    def __init__(
+        self, patience: int = 5, mode: str = "min", min_gain: float = 0.0, grace_period: int = 0
+    ) -> None:
         self.patience = check_count("patience", patience)
         check_choice("mode", mode, ("min", "max"))
         self._sign = 1.0 if mode == "min" else -1.0
         self._min_gain = as_number("min_gain", min_gain)
+        if not 0 <= self._min_gain < math.inf:
+            raise InvalidValueError(f"min_gain must be at least 0 and finite, got {min_gain!r}")
+        self._grace = check_count("grace_period", grace_period, 0)
         self._gains: list[tuple[int, float]] = []
         self._first: int | None = None
 
@@ -58,7 +68,7 @@ class NoGain:
             if not self._gains or loss < self._gains[-1][1] - self._min_gain:
                 self._gains.append((epoch, loss))
         since = self._gains[-1][0] if self._gains else self._first - 1
-        return epoch - since >= self.patience
+        return epoch - since >= self.patience and epoch >= self._grace
 
     @property
     def best_epoch(self) -> int | None:
