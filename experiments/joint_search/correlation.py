@@ -20,6 +20,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from tune_ext.benchmark.tasks import Task
 from tune_ext.errors import TuneExtError
 
 HERE = Path(__file__).parent
-CONFIGURATIONS, SEEDS = 48, 2
+CONFIGURATIONS, SEEDS, EPOCHS = 48, 2, 27
 
 
-def joint_task(study: Path) -> TaskSpec:
-    """The task of a study that searches everything; its first."""
-    return load_study(study).tasks[0]
+def joint_task(study: Path, epochs: int) -> TaskSpec:
+    """The task of a study that searches everything, its first, with another full length."""
+    spec = load_study(study).tasks[0]
+    return replace(spec, options={**spec.options, "epochs": epochs}, methods=None)
 
 
 def configurations(task: Task, count: int) -> list[dict[str, Any]]:
@@ -59,9 +61,9 @@ def train(task: Task, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
         "error" and "seconds" of each epoch (None from where it diverged), "parameters" of the
         network.
     """
-    with_meta = task.build(config)
-    record: dict[str, Any] = {"parameters": sum(p.numel() for p in with_meta.parameters())}
-    del with_meta
+    from tune_ext.models import count_parameters
+
+    weights = count_parameters(lambda: task.build(config))
     run = task.start(config, seed=seed)
     errors: list[float | None] = []
     seconds: list[float] = []
@@ -73,7 +75,7 @@ def train(task: Task, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
         if metrics.get("diverged"):
             break
     lost = task.max_epochs - len(errors)
-    return {**record, "error": errors + [None] * lost, "seconds": seconds}
+    return {"parameters": weights, "error": errors + [None] * lost, "seconds": seconds}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -153,6 +155,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "correlation")
     parser.add_argument("--configurations", type=int, default=CONFIGURATIONS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="the full length")
     args = parser.parse_args()
     path = args.results / "trainings.jsonl"
     try:
@@ -160,7 +163,7 @@ def main() -> int:
             import torch
 
             torch.set_num_threads(1)
-            run(joint_task(args.study), path, args.configurations, args.seeds)
+            run(joint_task(args.study, args.epochs), path, args.configurations, args.seeds)
         else:
             from rungs import report  # beside this file
 
