@@ -42,6 +42,7 @@ def test_the_package_starts_neither_torch_nor_ray() -> None:
         ("tune_ext._trace, tune_ext._initialize, tune_ext.models", ("ray",)),
         ("tune_ext.benchmark.tasks", ("ray",)),
         ("tune_ext.brackets, tune_ext.bohb", ("ray", "torch")),
+        ("tune_ext.spaces; tune_ext.spaces.joint_space()", ("ray", "torch")),
     ],
 )
 def test_the_pure_parts_do_without(modules: str, blocked: tuple[str, ...]) -> None:
