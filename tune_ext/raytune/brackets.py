@@ -97,6 +97,9 @@ class HyperBand(FIFOScheduler):
         self._over: list[Any] = []  # trials whose stop was decided, and lost in a crash
         self._last_rung: dict[str, float] = {}  # of trials that were told to stop
         self._resumable: dict[str, bool] = {}  # whether Ray was given the trial
+        self._turns: dict[str, int] = {}  # in which order trials could last be started
+        self._next_turn = 0
+        self._interrupted: list[Any] = []  # trials that a restore has to start again, in turn
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric and mode for what the constructor left open."""
@@ -184,7 +187,7 @@ class HyperBand(FIFOScheduler):
         if nothing_comes and not self._play.closed:
             self._play.close()
         self._stop_dismissed(tune_controller)
-        chosen = self._promoted(tune_controller)
+        chosen = self._put_back() or self._promoted(tune_controller)
         if chosen is None:
             chosen = min(waiting, key=lambda t: self._play.order(t.trial_id), default=None)
         return chosen
@@ -216,10 +219,12 @@ class HyperBand(FIFOScheduler):
                 new.append(trial)
             elif memory["out"]:
                 self._over.append(trial)
+        started = [t for t, m in recalled.values() if not (m["waits"] or m["out"])]
+        self._interrupted += sorted(started, key=lambda trial: self._turns[trial.trial_id])
         for trial in new:
             if not trial.is_finished():
                 self._play.add(trial.trial_id)
-                self._remember(trial)
+                self._may_start(trial)
 
     def _recall(self, recalled: Mapping[str, tuple[Any, Mapping[str, Any]]]) -> None:
         try:
@@ -229,11 +234,20 @@ class HyperBand(FIFOScheduler):
                 f"{error}; the experiment was run with another HyperBand: restore it with the "
                 "same max_t, min_t, reduction_factor, brackets and asynchronous"
             ) from error
+        for name, (_, memory) in recalled.items():
+            turn = self._turns[name] = int(memory.get("turn", memory["number"]))
+            self._next_turn = max(self._next_turn, turn + 1)
+
+    def _may_start(self, trial: Any) -> None:
+        self._turns[trial.trial_id] = self._next_turn
+        self._next_turn += 1
+        self._remember(trial)
 
     def _remember(self, trial: Any) -> None:
         """Note on the trial what is to be known of it after a restore."""
-        if trial.trial_id in self._play:
-            setattr(trial, _MEMORY, self._play.memory(trial.trial_id))
+        name = trial.trial_id
+        if name in self._play:
+            setattr(trial, _MEMORY, {**self._play.memory(name), "turn": self._turns[name]})
             trial.invalidate_json_state()
 
     def _drop(self, trial: Any) -> None:
@@ -264,6 +278,17 @@ class HyperBand(FIFOScheduler):
                 self._remember(trial)
                 tune_controller.stop_trial(trial)
 
+    def _put_back(self) -> Any:
+        """The next trial that ran, or was to, when the run was interrupted.
+
+        Ray had queued them before any that can be promoted now; it has forgotten that.
+        """
+        while self._interrupted:
+            trial = self._interrupted.pop(0)
+            if trial.status == Trial.PENDING:
+                return trial
+        return None
+
     def _promoted(self, tune_controller: Any) -> Any:
         """A promoted trial that Ray has paused for good; the question changes nothing."""
         for name, given in list(self._resumable.items()):
@@ -283,7 +308,7 @@ class HyperBand(FIFOScheduler):
             if trial.is_finished():
                 self._play.fail(promoted)
                 continue
-            self._remember(trial)
+            self._may_start(trial)
             _tell_searcher(tune_controller, "on_unpause", trial)
             if trial.status in (Trial.PAUSED, Trial.RUNNING):
                 self._resumable[promoted] = False
