@@ -99,6 +99,8 @@ class Task(ABC):
         rate_name: The name of the learning rate.
         rate_is_of_default: Whether learning rates that are scaled to an architecture are those
             of the default configuration's; else of the published base.
+        image_sizes: The heights and widths that a configuration's "image_size" may grow through,
+            the full one last; empty where a configuration says no image size.
         regret_range: The true errors of the best configuration and of the median one, where
             both are known.
     """
@@ -116,6 +118,7 @@ class Task(ABC):
     error_name: str = "error"
     percent: bool = True
     worst_error: float | None = 1.0
+    image_sizes: tuple[int, ...] = ()
     regret_range: tuple[float, float] | None = None
     max_epochs: int
     space: ConfigurationSpace

@@ -8,7 +8,7 @@ no parameter of the searched space: a search over growing images sets it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -42,6 +42,7 @@ __all__ = [
 
 _SIZE = "image_size"
 _MOST_WEIGHTS = 10_000_000
+_LEAST_QUARTER = 14
 
 
 class GrowthTask(TrainingTask):
@@ -73,6 +74,9 @@ class GrowthTask(TrainingTask):
         most_weights: Of a network; more are an invalid configuration, and not a machine without
             memory.
         device: Where to train.
+        sizes: The image sizes that a search may grow through, increasing up to the full one;
+            None: a quarter, a half and the whole of it, as published, or a half, three quarters
+            and the whole where a quarter is less than 14 pixels.
     """
 
     loss = None  # its rate is no "lr" that a ladder could search
@@ -94,6 +98,7 @@ class GrowthTask(TrainingTask):
         global_pooling: bool,
         most_weights: int,
         device: str,
+        sizes: Sequence[int] | None,
     ) -> None:
         super().__init__(
             optimizer=optimizer,
@@ -105,6 +110,7 @@ class GrowthTask(TrainingTask):
             device=device,
         )
         self._size = check_count("size", size, 2)
+        self.image_sizes = _grown_sizes(self._size, sizes)
         self._cache_dir = None if cache_dir is None else str(cache_dir)
         self._sizes = (
             None if train_size is None else check_count("train_size", train_size, 2),
@@ -130,6 +136,7 @@ class GrowthTask(TrainingTask):
             "global_pooling": self._pooled,
             "most_weights": self._most_weights,
             "device": device,
+            "sizes": None if sizes is None else list(self.image_sizes),
         }
 
     def start(self, config: Mapping[str, Any], *, seed: int) -> TaskRun:
@@ -221,6 +228,19 @@ class GrowthTask(TrainingTask):
         raise NotImplementedError
 
 
+def _grown_sizes(size: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    if sizes is None:
+        parts = (size // 4, size // 2, size)
+        parts = parts if parts[0] >= _LEAST_QUARTER else (size // 2, 3 * size // 4, size)
+        return tuple(sorted({max(2, part) for part in parts}))
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+        raise InvalidTypeError(f"sizes must be a list of whole numbers, got {sizes!r}")
+    checked = tuple(check_count("a size of sizes", part, 2) for part in sizes)
+    if not checked or list(checked) != sorted(set(checked)) or checked[-1] != size:
+        raise InvalidValueError(f"sizes must increase up to size={size}, got {list(checked)}")
+    return checked
+
+
 def _defaults(space: Any) -> dict[str, Any]:
     config = dict(space.get_default_configuration())
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in config.items()}
@@ -254,6 +274,7 @@ class ShapesGrowth(GrowthTask):
         global_pooling: bool = False,
         most_weights: int = _MOST_WEIGHTS,
         device: str = "cpu",
+        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             size=size,
@@ -268,6 +289,7 @@ class ShapesGrowth(GrowthTask):
             global_pooling=global_pooling,
             most_weights=most_weights,
             device=device,
+            sizes=sizes,
         )
         self._grey = bool(grey)
         self._test_size = check_count("test_size", test_size)
@@ -342,6 +364,7 @@ class _FilesGrowth(GrowthTask):
         global_pooling: bool = False,
         most_weights: int = _MOST_WEIGHTS,
         device: str = "cpu",
+        sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__(
             size=self.usual if size is None else size,
@@ -356,6 +379,7 @@ class _FilesGrowth(GrowthTask):
             global_pooling=global_pooling,
             most_weights=most_weights,
             device=device,
+            sizes=sizes,
         )
         self._data_dir = None if data_dir is None else str(data_dir)
         self._grey = self.grey if grey is None else bool(grey)
