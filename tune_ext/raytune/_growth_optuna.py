@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,15 @@ class ConditionalOptuna(OptunaSearch):
     ) -> None:
         self._asked = _DefineByRun(space)
         super().__init__(self._asked, metric=metric, mode=mode, sampler=sampler)
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next configuration."""
+        with warnings.catch_warnings():
+            # Ray takes the time that a model needs for time spent in the definition of the space.
+            warnings.filterwarnings(
+                "ignore", message="Define-by-run function", category=UserWarning
+            )
+            return super().suggest(trial_id)
 
     def add_evaluated_point(
         self,

@@ -27,6 +27,7 @@ from tune_ext._random import derive_seed
 from tune_ext.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
 from tune_ext.raytune._base import StatefulSearcher
 from tune_ext.raytune._space import flatten, from_config_space, unflatten
+from tune_ext.raytune.bohb import BOHBSearch
 
 __all__ = ["FACTORIES", "Factory", "GrowthStage", "StageSearcher", "to_factory"]
 
@@ -247,10 +248,22 @@ def _hyperopt(stage: GrowthStage) -> Searcher:
     )
 
 
-def _bohb(stage: GrowthStage) -> Searcher:
-    from tune_ext.raytune.bohb import BOHBSearch
+class _LastResult(BOHBSearch):
+    """BOHB's model of the last results: trials that end by patience have no common budget."""
 
-    return BOHBSearch(stage.space, metric=stage.metric, mode=stage.mode, seed=stage.seed)
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """A trial counts when it ends."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Learn from the last result as if all had trained as long."""
+        last = None if result is None else {**result, self._time_attr: 1}
+        super().on_trial_complete(trial_id, last, error)
+
+
+def _bohb(stage: GrowthStage) -> Searcher:
+    return _LastResult(stage.space, metric=stage.metric, mode=stage.mode, seed=stage.seed)
 
 
 def _smac(stage: GrowthStage) -> Searcher:

@@ -12,6 +12,7 @@ from tune_ext._random import check_seed
 from tune_ext.bohb import BOHB
 from tune_ext.raytune._base import StatefulSearcher, as_number, check_name, loss_of
 from tune_ext.raytune._config_space import SearchedSpace, check_points
+from tune_ext.raytune._space import unflatten
 from tune_ext.raytune.brackets import BUDGET
 
 __all__ = ["BOHBSearch"]
@@ -137,6 +138,36 @@ class BOHBSearch(StatefulSearcher):
         if error and config is not None and self._model and not self._model.knows(trial_id):
             lowest = min(self._model.counts(), default=1.0)
             self._model.observe(config, lowest, None, key=trial_id)
+
+    def add_evaluated_point(
+        self,
+        parameters: Mapping[str, Any],
+        value: float,
+        error: bool = False,
+        pruned: bool = False,
+        intermediate_values: list[float] | None = None,
+    ) -> None:
+        """Learn from a configuration that was evaluated elsewhere.
+
+        Args:
+            parameters: The configuration, nested or with slashes.
+            value: The metric, at the largest budget known so far.
+            error: It failed.
+            pruned: It did not reach that budget, and is left out.
+            intermediate_values: Not used.
+
+        Raises:
+            InvalidValueError: It is not in the space, or there is none yet.
+        """
+        self._check_ready(self._space is not None)
+        assert self._space is not None
+        assert self._model is not None
+        if pruned and not error:
+            return
+        nested = unflatten({tuple(str(key).split("/")): v for key, v in parameters.items()})
+        config = self._space.plain(self._space.encode(nested))
+        loss = None if error else loss_of({str(self._metric): value}, self._metric, self._mode)
+        self._model.observe(config, max(self._model.counts(), default=1.0), loss)
 
     def on_pause(self, trial_id: str) -> None:
         """A trial that waits does not count among those that run."""

@@ -198,7 +198,7 @@ class ImageGrowthSearch(StatefulSearcher):
         stage = GrowthStage(
             number=number,
             size=growth.sizes[number],
-            evaluations=growth.remaining(number),
+            evaluations=growth.own_evaluations(number),
             space=growth.carried(number).space,
             metric=str(self._metric),
             mode=str(self._mode),

@@ -25,6 +25,7 @@ from tune_ext._random import check_seed
 from tune_ext.errors import StateError
 from tune_ext.raytune._base import StatefulSearcher, is_diverged, loss_of
 from tune_ext.raytune._config_space import SearchedSpace, check_points
+from tune_ext.raytune._space import unflatten
 
 __all__ = ["SMACSearch"]
 
@@ -127,6 +128,35 @@ class SMACSearch(StatefulSearcher):
             cost = loss_of(result, self._metric, self._mode)
         self._do(["tell", trial_id, cost])
 
+    def add_evaluated_point(
+        self,
+        parameters: Mapping[str, Any],
+        value: float,
+        error: bool = False,
+        pruned: bool = False,
+        intermediate_values: list[float] | None = None,
+    ) -> None:
+        """Tell SMAC of a configuration that was evaluated elsewhere; it is not suggested again.
+
+        Args:
+            parameters: The configuration, nested or with slashes.
+            value: The metric.
+            error: It failed, as does any value that is not finite.
+            pruned: It was not trained to the end, and is left out.
+            intermediate_values: Not used.
+
+        Raises:
+            InvalidValueError: It is not in the space, or there is none yet.
+        """
+        self._check_ready(self._space is not None)
+        if pruned and not error:
+            return
+        assert self._space is not None
+        nested = unflatten({tuple(str(key).split("/")): v for key, v in parameters.items()})
+        config = self._space.plain(self._space.encode(nested))
+        cost = None if error else loss_of({str(self._metric): value}, self._metric, self._mode)
+        self._do(["known", config, cost])
+
     def on_pause(self, trial_id: str) -> None:
         """A pause changes nothing."""
 
@@ -186,10 +216,12 @@ class SMACSearch(StatefulSearcher):
 
 
 def _check_event(event: Any) -> list[Any]:
-    kind, trial_id, *cost = event
+    kind, what, *cost = event
     legal = kind == "ask" and not cost
-    legal = legal or (kind == "tell" and len(cost) == 1 and isinstance(cost[0], float | None))
-    if not legal or not isinstance(trial_id, str):
+    legal = legal or (
+        kind in ("tell", "known") and len(cost) == 1 and isinstance(cost[0], float | None)
+    )
+    if not legal or not isinstance(what, Mapping if kind == "known" else str):
         raise StateError(f"the searcher's state has an impossible event: {event!r}")
     return list(event)
 
@@ -207,7 +239,7 @@ class _Engine:
     def __init__(
         self, space: ConfigurationSpace, points: list[Configuration], seed: int, n_trials: int
     ) -> None:
-        self._facade = _make_facade(space, seed, n_trials)
+        self._space, self._facade = space, _make_facade(space, seed, n_trials)
         self._points = points
         self._open: dict[str, Any] = {}
         self._failed: list[Any] = []
@@ -220,11 +252,20 @@ class _Engine:
         return trial_id in self._open
 
     def apply(self, event: list[Any]) -> Configuration | None:
-        """Apply ["ask", trial] or ["tell", trial, cost or None]; an ask has an answer."""
-        kind, trial_id, *cost = event
+        """Apply ["ask", trial], ["tell", trial, cost] or ["known", config, cost].
+
+        A cost is None for a failure. An ask has an answer.
+        """
+        from smac.runhistory.dataclasses import TrialInfo
+
+        kind, what, *cost = event
         if kind == "ask":
-            return self._ask(trial_id)
-        self._tell(self._open.pop(trial_id), cost[0])
+            return self._ask(what)
+        if kind == "known":
+            config = Configuration(self._space, values=what)
+            self._tell(TrialInfo(config, seed=0), cost[0])
+        else:
+            self._tell(self._open.pop(what), cost[0])
         return None
 
     def _ask(self, trial_id: str) -> Configuration | None:
