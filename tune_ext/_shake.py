@@ -47,7 +47,7 @@ class _Weighted(torch.autograd.Function):
         ctx.save_for_backward(backward)
         total = forward[0] * terms[0]
         for weight, term in zip(forward[1:], terms[1:], strict=True):
-            total = torch.addcmul(total, weight, term)
+            total.addcmul_(weight, term)
         return total
 
     @staticmethod
@@ -179,7 +179,8 @@ def seed_noise_(model: nn.Module, seed: int) -> None:
     Without, they draw from torch's global generator, as `torch.nn.Dropout` does. The generator
     is on the device of the model's parameters: seed after moving the model. It is not in the
     model's state_dict: a training that is to continue exactly seeds at the start of every epoch,
-    with a seed of the training and the epoch.
+    with a seed of the training and the epoch. torch.compile cuts its graph wherever a generator
+    is used that is not torch's own.
 
     Args:
         model: What has such modules; one that has none stays as it is.
