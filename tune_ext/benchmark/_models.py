@@ -21,6 +21,7 @@ __all__ = [
     "cma_es",
     "gp",
     "halving",
+    "limited",
     "nsga2",
     "our_bohb",
     "smac",
@@ -50,7 +51,7 @@ def halving(setup: Setup) -> dict[str, Any]:
     }
 
 
-def _limited(setup: Setup, searcher: Any) -> Any:
+def limited(setup: Setup, searcher: Any) -> Any:
     """Ask no sooner than a worker is free: Ray would ask one trial ahead."""
     from ray.tune.search import ConcurrencyLimiter
 
@@ -74,7 +75,7 @@ def _optuna(setup: Setup, sampler: Any, first: int) -> Any:
         points_to_evaluate=[to_numbers(point, values) for point in points],
         sampler=sampler,
     )
-    return _limited(setup, NumberedSearch(searcher, values) if values else searcher)
+    return limited(setup, NumberedSearch(searcher, values) if values else searcher)
 
 
 def _tpe(setup: Setup) -> Any:
@@ -135,7 +136,7 @@ def smac(setup: Setup) -> Search:
         n_trials=setup.trainings,
         seed=setup.derived_seed("smac"),
     )
-    return Search(_limited(setup, searcher))
+    return Search(limited(setup, searcher))
 
 
 def bohb(setup: Setup) -> Search:
@@ -172,4 +173,4 @@ def our_bohb(setup: Setup) -> Search:
         seed=setup.derived_seed("our-bohb"),
     )
     scheduler = HyperBand(**halving(setup), reduction_factor=REDUCTION_FACTOR)
-    return Search(_limited(setup, searcher), scheduler, stops_trials=True)
+    return Search(limited(setup, searcher), scheduler, stops_trials=True)

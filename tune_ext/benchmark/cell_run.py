@@ -132,6 +132,7 @@ class CellRun:
             "config": self.recommendation["config"],
             "schedule": self.recommendation.get("schedule"),
             "seeds": self.study.evaluation_seeds(self.cell.seed),
+            "place": asdict(self.place),
         }
 
     def handle(self, kind: str, payload: Any) -> None:
@@ -211,6 +212,8 @@ class CellRun:
             if self._schedule:
                 self.recommendation["schedule"] = [list(step) for step in self._schedule]
         elif best is not None:
+            if sizes := self.task.image_sizes:  # a search that was cut off, on small images
+                best["config"] = {**best["config"], "image_size": sizes[-1]}
             self.recommendation = {**best, "source": "validation"}
         else:
             default = dict(self.task.default_config)

@@ -26,7 +26,7 @@ from ConfigSpace import ConfigurationSpace
 
 from tune_ext._loss_monitor import SEARCHED
 from tune_ext._random import generator
-from tune_ext.benchmark import _models, _scaled
+from tune_ext.benchmark import _growth, _models, _scaled
 from tune_ext.benchmark._method import Method, Search, Setup
 from tune_ext.benchmark._models import REDUCTION_FACTOR, halving
 from tune_ext.benchmark._spaces import grid, not_floats, unordered
@@ -401,6 +401,7 @@ METHODS |= {
     f"{name}+scaled": _scaled.scaled_method(name, METHODS[name])
     for name in ("random", "tpe", "asha", "bohb", "our-bohb")
 }
+METHODS |= {f"{name}+growth": _growth.growth_method(name, METHODS[name]) for name in _growth.GROWN}
 
 
 def missing(name: str) -> str | None:
