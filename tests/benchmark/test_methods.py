@@ -204,7 +204,9 @@ def trained(name, path, epochs=4, workers=1):
 
 # PBT hands on checkpoints, which the simulated clock does not know: it has tests of its own.
 OTHERS = ("default", "pbt", "autohyper", "exptest", "exptest+random")
-SEARCHES = [n for n in METHODS if n not in OTHERS and not n.endswith(("+scaled", "+init"))]
+SEARCHES = [
+    n for n in METHODS if n not in OTHERS and not n.endswith(("+scaled", "+init", "+growth"))
+]
 
 
 @pytest.mark.parametrize("name", [n for n in SEARCHES if not missing(n) and n != "smac"])
