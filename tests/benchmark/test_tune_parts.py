@@ -169,7 +169,7 @@ def test_the_trainable_resets_continues_and_ends_when_it_diverges(tmp_path):
 
 
 # What scales to the architecture has tests of its own, with a task that has architectures.
-ANYWHERE = [n for n in METHODS if not n.endswith(("+scaled", "+init"))]
+ANYWHERE = [n for n in METHODS if not n.endswith(("+scaled", "+init", "+growth"))]
 
 
 @pytest.mark.parametrize("name", [n for n in ANYWHERE if METHODS[n].build and not missing(n)])
