@@ -10,6 +10,7 @@ from ConfigSpace import (
     CategoricalHyperparameter,
     ConfigurationSpace,
     Constant,
+    EqualsCondition,
     OrdinalHyperparameter,
     UniformFloatHyperparameter,
     UniformIntegerHyperparameter,
@@ -32,6 +33,7 @@ from tune_ext.benchmark.methods import (
 from tune_ext.benchmark.simulation import simulate
 from tune_ext.benchmark.tune_parts import BudgetStopper, NumberedSearch
 from tune_ext.errors import InvalidValueError
+from tune_ext.spaces import joint_space
 from tune_ext.raytune._play import FakeController, fake_trial
 
 
@@ -150,6 +152,18 @@ def test_ordinals_become_numbers_in_order_and_come_back():
     config = NumberedSearch(Numbers(), values).suggest("a")
     assert config == {"batch": 64, "act": "relu"}
     assert (type(config["batch"]), type(config["act"])) == (int, str)
+
+
+def test_a_space_keeps_its_conditions_where_nothing_is_numbered():
+    """Ray's BOHB refuses a configuration in which what is not active has no value, otherwise."""
+    space = mixed()
+    space.add(EqualsCondition(space["momentum"], space["act"], "relu"))
+    with pytest.raises(InvalidValueError, match="the ordinals batch"):
+        number_ordinals(space)
+    joint = joint_space()
+    numbered, values = number_ordinals(joint)
+    assert (numbered, values) == (joint, {})
+    assert numbered is not joint
 
 
 @pytest.mark.skipif(missing("tpe") is not None, reason="needs optuna")

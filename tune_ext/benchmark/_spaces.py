@@ -96,13 +96,25 @@ def number_ordinals(
     """A space in which ordinals are whole numbers from 0, and what these stand for.
 
     Ray's wrappers of other packages know no ordinals: they refuse them or forget their order.
+
+    Raises:
+        InvalidValueError: Beside ordinals there are conditions or forbidden clauses.
     """
+    values = {
+        name: [plain(value) for value in parameter.sequence]
+        for name, parameter in space.items()
+        if isinstance(parameter, OrdinalHyperparameter) and len(parameter.sequence) > 1
+    }
+    if not values:
+        return copy.deepcopy(space), {}
+    if space.conditions or space.forbidden_clauses:
+        raise InvalidValueError(
+            f"a space with conditions or forbidden clauses, and with the ordinals "
+            f"{', '.join(values)}, cannot be searched with numbers in their place"
+        )
     numbered = ConfigurationSpace()
-    values: dict[str, list[Any]] = {}
-    for name in space:
-        parameter = space[name]
-        if isinstance(parameter, OrdinalHyperparameter) and len(parameter.sequence) > 1:
-            values[name] = [plain(value) for value in parameter.sequence]
+    for name, parameter in space.items():
+        if name in values:
             numbered.add(UniformIntegerHyperparameter(name, 0, len(values[name]) - 1))
         else:
             numbered.add(copy.deepcopy(parameter))
