@@ -33,8 +33,8 @@ from tune_ext.benchmark.methods import (
 from tune_ext.benchmark.simulation import simulate
 from tune_ext.benchmark.tune_parts import BudgetStopper, NumberedSearch
 from tune_ext.errors import InvalidValueError
-from tune_ext.spaces import joint_space
 from tune_ext.raytune._play import FakeController, fake_trial
+from tune_ext.spaces import joint_space
 
 
 def first(setup, n):
