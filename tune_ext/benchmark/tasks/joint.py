@@ -59,8 +59,9 @@ def small_limits(image_size: int) -> dict[str, tuple[float, float]]:
     return {
         **{f"nr_residual_blocks_{group}": (1, 3) for group in (1, 2, 3)},
         "initial_filters": (4, 8),
-        **{f"widen_factor_{group}": (0.5, 2.0) for group in (1, 2, 3)},
-        **{f"res_branches_{group}": (1, 3) for group in (1, 2, 3)},
+        "widen_factor_1": (0.5, 1.0),
+        **{f"widen_factor_{group}": (0.5, 2.0) for group in (2, 3)},
+        **{f"res_branches_{group}": (1, 2) for group in (1, 2, 3)},
         "length": (0, round(20 * image_size / _PUBLISHED_SIZE)),
     }
 
