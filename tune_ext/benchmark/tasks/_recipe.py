@@ -25,6 +25,9 @@ from tune_ext.models import seed_noise_
 
 __all__ = ["RecipeRun", "RecipeSettings"]
 
+_ROUNDING = 1e-9
+"""Relative differences that come from rounding alone."""
+
 
 @dataclass(frozen=True)
 class RecipeSettings(RunSettings):
@@ -101,12 +104,15 @@ class RecipeRun(TrainingRun):
         """Train to the end of the epoch; see `TaskRun.train_epoch`."""
         return self.train_to(math.inf)
 
-    def train_to(self, position: float, *, across: bool = False) -> dict[str, float | bool]:
+    def train_to(
+        self, position: float, *, across: bool = False, seconds: float = math.inf
+    ) -> dict[str, float | bool]:
         """Train until a position is reached, and one batch at least.
 
         Args:
             position: In epochs or seconds; the batch that reaches it is the last.
             across: Whether to go on where an epoch ends.
+            seconds: Train no longer than that.
 
         Returns:
             As `TaskRun.train_epoch`; `train_loss` is the mean over these batches.
@@ -116,12 +122,17 @@ class RecipeRun(TrainingRun):
             self.epoch += 1
             return self._report(math.nan)
         self._network.train()
+        until = self.train_seconds + seconds
         while True:
             self._train_batch()
-            if self._diverged or self.position >= position or not (across or self._done):
+            reached = self._reached(position) or self.train_seconds >= until
+            if self._diverged or reached or not (across or self._done):
                 break
         losses = self.step_losses
         return self._report(math.nan if self._diverged else sum(losses) / len(losses))
+
+    def _reached(self, position: float) -> bool:
+        return self.position >= position * (1 - _ROUNDING)
 
     def _train_batch(self) -> None:
         """One step, and on to the next epoch after the last; a diverged epoch is over at once."""

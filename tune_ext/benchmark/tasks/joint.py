@@ -82,6 +82,10 @@ class JointTask(TrainingTask):
         first_cycle: The first cycle, which budgets may stretch; None: all of the first budget.
         unit: What budgets and cycles are counted in: "epochs", or "seconds" of training.
         device: Where to train.
+
+    Attributes:
+        budgets: Where runs are judged.
+        restarts: The cycles of the learning rate, each budget the end of one.
     """
 
     part: ClassVar[Part] = "joint"
@@ -129,7 +133,7 @@ class JointTask(TrainingTask):
         self.budgets = check_budgets(self._ladder() if budgets is None else budgets)
         if first_cycle is not None:
             check_positive("first_cycle", first_cycle, below=float("inf"))
-        self._restarts = CosineRestarts.through(self.budgets, first_cycle)
+        self.restarts = CosineRestarts.through(self.budgets, first_cycle)
         self.options = {
             "limits": limits if isinstance(limits, str) else {k: list(v) for k, v in given.items()},
             "epochs": self.max_epochs,
@@ -231,7 +235,7 @@ class JointTask(TrainingTask):
             device=self._device,
             augmentation=Augmentation(padding=self._shape[1] // 8, flip=self._flip),
             momentum=values["momentum"],
-            restarts=self._restarts,
+            restarts=self.restarts,
             unit="seconds" if self._unit == "seconds" else "epochs",
             cutout=Cutout(values["length"]),
             mixup=Mixup(values["alpha"], _CLASSES),
