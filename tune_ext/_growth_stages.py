@@ -11,7 +11,7 @@ from typing import Any
 from ConfigSpace import Configuration, ConfigurationSpace
 
 from tune_ext._checks import as_number, check_count
-from tune_ext._narrowing import plain
+from tune_ext._narrowing import plain, read_space
 from tune_ext._transfer import Transfer
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
@@ -102,7 +102,7 @@ class Carried:
         pairs, correlation, weight = state["transfer"]
         return cls(
             Transfer(int(pairs), None if correlation is None else float(correlation), weight),
-            ConfigurationSpace.from_serialized_dict(dict(state["space"])),
+            read_space(state["space"]),
             tuple((dict(config), float(loss)) for config, loss in state["points"]),
         )
 

@@ -19,6 +19,7 @@ Conditions and forbidden clauses stay; the values that they name stay legal.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ from ConfigSpace import (
 
 from tune_ext.errors import InvalidValueError
 
-__all__ = ["describe", "narrow", "plain"]
+__all__ = ["describe", "narrow", "plain", "read_space"]
 
 Config = Mapping[str, Any]
 
@@ -76,7 +77,7 @@ def narrow(
         elif isinstance(parameter, UniformFloatHyperparameter | UniformIntegerHyperparameter):
             entry["lower"], entry["upper"] = _bounds(parameter, values, keep, weight, floor)
             entry["default_value"] = values[0]
-    return ConfigurationSpace.from_serialized_dict(document)
+    return read_space(document)
 
 
 def describe(space: ConfigurationSpace, original: ConfigurationSpace) -> dict[str, Any]:
@@ -97,6 +98,11 @@ def describe(space: ConfigurationSpace, original: ConfigurationSpace) -> dict[st
     return told
 
 
+def read_space(document: Any) -> ConfigurationSpace:
+    """What ``to_serialized_dict`` wrote as a space; ConfigSpace's reader empties its argument."""
+    return ConfigurationSpace.from_serialized_dict(copy.deepcopy(dict(document)))
+
+
 def plain(value: Any) -> Any:
     """A copy without numpy's scalars, which JSON does not know."""
     if isinstance(value, Mapping):
@@ -113,11 +119,11 @@ def _interval(
     low, high = min(units), max(units)
     # Of k uniform draws the ends are on average one mean gap inside the range they come from.
     gap = (high - low) / (len(units) - 1) if len(units) > 1 else 0.0
-    low, high = low - gap, high + gap
+    low, high = max(0.0, low - gap), min(1.0, high + gap)
     short = max(floor, spacing) - (high - low)
     if short > 0:
         low, high = low - short / 2, high + short / 2
-    # What sticks out at one end is given at the other, so that the width stays.
+    # What sticks out at one end is given at the other, so that the floor holds.
     low, high = low - max(0.0, high - 1), high + max(0.0, -low)
     low, high = max(0.0, low), min(1.0, high)
     return weight * low, weight * high + (1 - weight)

@@ -45,7 +45,7 @@ from tune_ext._growth_stages import (
     is_legal,
     spread,
 )
-from tune_ext._narrowing import describe, narrow, plain
+from tune_ext._narrowing import describe, narrow, plain, read_space
 from tune_ext._random import check_seed, derive_seed
 from tune_ext._transfer import Transfer, measure_transfer, translate_losses
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
@@ -124,7 +124,7 @@ class ImageGrowth:
         if not isinstance(space, ConfigurationSpace):
             raise InvalidTypeError(f"space must be a ConfigurationSpace, got {space!r}")
         self._document = plain(space.to_serialized_dict())
-        self.space = ConfigurationSpace.from_serialized_dict(self._document)
+        self.space = read_space(self._document)
         self._stages = [Stage(*pair) for pair in check_sizes(sizes)]
         self._stages[0].begun = True
         self._stages[0].carried = Carried(Transfer(0, None, 0.0), self.space)
@@ -413,7 +413,9 @@ class ImageGrowth:
         """
         check_state(state, _STATE, _STATE_VERSION, "an image growth")
         try:
-            space = ConfigurationSpace.from_serialized_dict(dict(state["space"]))
+            space = read_space(state["space"])
+            if not len(space):
+                raise StateError("the state of the image growth has no parameters")
             stages = [Stage.from_json(stage) for stage in state["stages"]]
             sizes = [(stage.size, 1) for stage in stages]
             made = cls(space, sizes, points=state["points"], **state["options"])

@@ -145,7 +145,7 @@ class SearchedSpace:
         """
         told = {} if known is None else known._choices
         return cls(
-            ConfigurationSpace.from_serialized_dict(state["space"]),
+            ConfigurationSpace.from_serialized_dict(copy.deepcopy(state["space"])),
             {name: tuple(path) for name, path in state["paths"].items()},
             {
                 name: [
