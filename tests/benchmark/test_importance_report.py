@@ -136,3 +136,55 @@ def test_without_records_there_is_no_page(tmp_path):
     store.open(make_study())
     with pytest.raises(StateError, match="no finished cell"):
         write_importance(store)
+
+
+class SizedTask(WideTask):
+    """As `WideTask`, at sizes 1 and 2."""
+
+    image_sizes = (1, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.default_config = {"lr": 1e-3, "image_size": 2}
+
+
+SIZED = "tests.benchmark.test_importance_report:SizedTask"
+
+
+@pytest.fixture(scope="module")
+def sized():
+    """`a` matters at size 1 and `b` at 2, which some trials do not say; some ended early."""
+    rng = np.random.default_rng(0)
+    configs = [
+        {"lr": 0.1, **dict(zip("abcde", map(float, rng.random(5)), strict=True))} for _ in range(60)
+    ]
+    small = [{**trial({**c, "image_size": 1}, c["a"], epochs=2), "ended": True} for c in configs]
+    return record(small + [trial(c, 2 + c["b"]) for c in configs], SIZED, label="s")
+
+
+def test_importances_by_image_size(sized, tmp_path):
+    store = RecordStore(tmp_path)
+    store.open(make_study())
+    store.append(sized)
+    written = write_importance(store, by="image_size", resamples=8)
+    names = [f"importance-by-image_size.{s}" for s in ("md", "png", "svg")]
+    assert [p.name for p in written] == names
+    page = written[0].read_text(encoding="utf-8")
+    assert "* image_size = 1: 60 trials of random" in page
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| share, %", "image_size 1", "image_size 2 |"]
+    shares = {row[0][2:]: [float(cell.split()[0]) for cell in row[1:]] for row in rows[2:]}
+    assert shares["a"][0] > 90 > 5 > shares["a"][1]
+    assert shares["b"][1] > 90 > 5 > shares["b"][0]
+    assert "that differ, in points: a (-9" in page
+    assert "Importance by image_size: s" in written[2].read_text(encoding="utf-8")
+
+
+def test_of_a_task_with_image_sizes_the_full_one_counts(sized):
+    found = task_importance("s", [sized])
+    assert found.found.trials == 60
+    assert next(iter(found.found.main)) == "b"
+
+
+def test_a_key_that_no_trial_says_is_named(sized):
+    assert "no 'pixels'" in task_importance("s", [sized], by="pixels").problem

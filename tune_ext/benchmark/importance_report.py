@@ -1,9 +1,13 @@
-"""Which hyper-parameters mattered in a study: a page and a picture a task, from its records."""
+"""Which hyper-parameters mattered in a study: a page and a picture a task, from its records.
+
+For the whole task, or for each value of a key of its configurations, such as the image size.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,16 @@ from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.errors import MissingDependencyError, StateError, TuneExtError
 from tune_ext.importance import Importance, importance
+from tune_ext.importance_groups import Estimate, GroupedImportance, importance_by
 
-__all__ = ["TaskImportance", "importance_markdown", "task_importance", "write_importance"]
+__all__ = [
+    "TaskImportance",
+    "draw_groups",
+    "groups_markdown",
+    "importance_markdown",
+    "task_importance",
+    "write_importance",
+]
 
 _LEAST_TRIALS = 20
 _MOST_PAIRS = 10
@@ -33,6 +45,7 @@ class TaskImportance:
         problem: Why there is no answer, in words; empty where there is one.
         found: The answer.
         objective: What is explained: the error, or its logarithm.
+        groups: The answer where it is by group.
     """
 
     label: str
@@ -41,12 +54,21 @@ class TaskImportance:
     problem: str = ""
     found: Importance | None = None
     objective: str = "validation error"
+    groups: GroupedImportance | None = None
 
     def sentences(self) -> list[str]:
         """What it is computed from, and how far it can be trusted."""
+        if self.groups is not None:
+            told = (
+                f"{self.groups.key} = {group}: {self._told(found)}"
+                for group, found in self.groups.groups.items()
+            )
+            return [f"The {self.objective}, for each {self.groups.key}.", *told]
         if self.found is None:
             return [f"No importance of {self.label}: {self.problem}."]
-        found = self.found
+        return [f"The {self.objective}, from {self._told(self.found)}"]
+
+    def _told(self, found: Importance) -> str:
         epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
         told = f"{found.trials} trials of {', '.join(self.methods)} that trained {epochs}"
         if found.failed:
@@ -54,17 +76,24 @@ class TaskImportance:
         r2 = f"R² {found.r2:.2f} on trials that its trees have not seen"
         if not found.r2 >= 0.5:
             r2 += ": too little for the effects to say much"
-        return [f"The {self.objective}, from {told}. The forest reaches {r2}."]
+        return f"{told}. The forest reaches {r2}."
 
 
 def task_importance(
-    label: str, records: Sequence[CellRecord], *, n_trees: int = 64, seed: int = 0
+    label: str,
+    records: Sequence[CellRecord],
+    *,
+    n_trees: int = 64,
+    seed: int = 0,
+    by: str | None = None,
+    resamples: int = 100,
 ) -> TaskImportance:
     """Importance of a task's parameters for the validation error at full length.
 
     Trials of all methods and seeds count alike. Of these only those count that trained as
     long as the longest of the task (at most its full length), so that lengths are not taken
-    for configurations, and those that diverged before. Trials that changed their
+    for configurations, and those that diverged before or ended by themselves. Of a task with
+    image sizes, only those of the full size count, unless it is by them. Trials that changed their
     configuration in mid-training (their cell recommends a schedule) have no one
     configuration and are left out.
 
@@ -78,34 +107,49 @@ def task_importance(
         records: Of this task alone; one or more.
         n_trees: Of the forest.
         seed: Of the forest.
+        by: A key of the configurations, such as "image_size": importances for each of its values.
+            Trials that do not say it have the task's default.
+        resamples: Of the trials of each group, for intervals; see `importance_by`.
     """
     usable = [r for r in records if "schedule" not in r.recommendation]
     trials = [(r.method, t) for r in usable for t in r.trials]
     full = max((r.max_epochs for r in usable), default=0) or math.inf  # version 1 knows none
     longest = max((t["epochs"] for _, t in trials if t["epochs"] <= full), default=0)
+    first = records[0]
+    task = TaskSpec(first.task["name"], first.task["options"]).create()
     kept = [
-        (m, t) for m, t in trials if t["epochs"] == longest or t.get("validation_error") is None
+        (m, t)
+        for m, t in trials
+        if (t["epochs"] == longest or t.get("validation_error") is None or t.get("ended"))
+        and (by is not None or _at_full_size(t["config"], task.image_sizes))
     ]
     methods = tuple(dict.fromkeys(m for m, _ in kept))
     known = sum(t.get("validation_error") is not None for _, t in kept)
     if known < _LEAST_TRIALS:
         why = f"{known} of its trials trained {longest} epochs, {_LEAST_TRIALS} are needed"
         return TaskImportance(label, longest, methods, why)
-    first = records[0]
     values, objective = _objective([t.get("validation_error") for _, t in kept], first)
+    configs = [t["config"] for _, t in kept]
+    found: Importance | None = None
+    groups: GroupedImportance | None = None
+    settings: dict[str, Any] = {"n_trees": n_trees, "seed": seed}
     try:
-        found = importance(
-            TaskSpec(first.task["name"], first.task["options"]).create().space,
-            [t["config"] for _, t in kept],
-            values,
-            n_trees=n_trees,
-            seed=seed,
-        )
+        if by is None:
+            found = importance(task.space, configs, values, **settings)
+        else:
+            usual = {by: task.default_config[by]} if by in task.default_config else {}
+            told = [{**usual, **config} for config in configs]
+            settings |= {"resamples": resamples, "pairs": False}
+            groups = importance_by(task.space, told, values, group_by=by, **settings)
     except MissingDependencyError:
         raise
     except TuneExtError as error:  # one task's oddity keeps nobody from the others
         return TaskImportance(label, longest, methods, str(error))
-    return TaskImportance(label, longest, methods, found=found, objective=objective)
+    return TaskImportance(label, longest, methods, found=found, objective=objective, groups=groups)
+
+
+def _at_full_size(config: Mapping[str, Any], sizes: Sequence[int]) -> bool:
+    return not sizes or config.get("image_size", sizes[-1]) == sizes[-1]
 
 
 def _objective(
@@ -138,7 +182,10 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
         "",
     ]
     for part in parts:
-        lines += [f"## {part.label}", "", *part.sentences(), ""]
+        lines += [f"## {part.label}", "", *_list(part.sentences()), ""]
+        picture = ["", f"![Importance of the parameters]({_name(part, parts)}.svg)", ""]
+        if part.groups is not None:
+            lines += [*groups_markdown(part.groups), *(picture if pictures else [""])]
         if part.found is None:
             continue
         lines += ["| effect | share, % |", "| --- | --- |"]
@@ -149,10 +196,41 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
         hidden = len(part.found.pairs) - _MOST_PAIRS
         if hidden > 0:
             lines += ["", f"{hidden} pair{'s' * (hidden > 1)} with less not shown."]
-        if pictures:
-            lines += ["", f"![Importance of the parameters]({_name(part, parts)}.svg)"]
-        lines += [""]
+        lines += picture if pictures else [""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _list(sentences: Sequence[str]) -> list[str]:
+    return list(sentences) if len(sentences) < 2 else [f"* {sentence}" for sentence in sentences]
+
+
+def groups_markdown(found: GroupedImportance) -> list[str]:
+    """A table of main effects by group, and what is the same in them, as lines of Markdown.
+
+    Args:
+        found: Of one task.
+    """
+    keys = list(found.groups)
+    lines = [f"| share, % | {' | '.join(f'{found.key} {key}' for key in keys)} |"]
+    lines += ["| --- |" + " --- |" * len(keys)]
+    for name, _ in found.to_rows():
+        cells = [_told(found.share(key, name), 100, 1) for key in keys]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("")
+    for a, b in itertools.combinations(keys, 2):
+        rank = _told(found.rank_correlation(a, b), 1, 2)
+        apart = [n for n in found.names if found.difference(n, a, b).excludes_zero]
+        told = ", ".join(f"{n} ({_told(found.difference(n, a, b), 100, 1)})" for n in apart)
+        lines.append(
+            f"* {found.key} {a} and {b}: rank correlation of the shares {rank}; that differ, "
+            f"in points: {told or 'none'}."
+        )
+    return lines
+
+
+def _told(found: Estimate, scale: float, digits: int) -> str:
+    value, low, high = (f"{scale * part:.{digits}f}" for part in found)
+    return value if math.isnan(found.low) else f"{value} [{low}, {high}]"
 
 
 def _rows(found: Importance) -> list[tuple[str, float, float]]:
@@ -162,13 +240,27 @@ def _rows(found: Importance) -> list[tuple[str, float, float]]:
 
 
 def _name(part: TaskImportance, parts: Sequence[TaskImportance]) -> str:
-    if len(parts) == 1:
-        return "importance"
-    return "importance-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in part.label)
+    stem = _stem(None if part.groups is None else part.groups.key)
+    return stem if len(parts) == 1 else f"{stem}-{_plain(part.label)}"
 
 
-def write_importance(store: RecordStore) -> list[Path]:
+def _stem(by: str | None) -> str:
+    return "importance" if by is None else f"importance-by-{_plain(by)}"
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
+
+
+def write_importance(
+    store: RecordStore, by: str | None = None, *, resamples: int = 100
+) -> list[Path]:
     """Write importance.md, and importance*.png and .svg for each task, beside the records.
+
+    Args:
+        store: The study's directory.
+        by: See `task_importance`; the files are then named after it.
+        resamples: See `task_importance`.
 
     Returns:
         The files that were written, the page first.
@@ -183,13 +275,17 @@ def write_importance(store: RecordStore) -> list[Path]:
         groups.setdefault(record.label, []).append(record)
     if not groups:
         raise StateError(f"{store.path} holds no finished cell yet")
-    parts = [task_importance(label, group) for label, group in groups.items()]
-    page = store.directory / "importance.md"
+    parts = [
+        task_importance(label, group, by=by, resamples=resamples) for label, group in groups.items()
+    ]
+    page = store.directory / f"{_stem(by)}.md"
     page.write_text(importance_markdown(study["title"], parts), encoding="utf-8")
     written = [page]
     for part in parts:
         if part.found is not None:
             written += _draw(part.label, part.found, store.directory / _name(part, parts))
+        if part.groups is not None:
+            written += draw_groups(part.label, part.groups, store.directory / _name(part, parts))
     return written
 
 
@@ -212,10 +308,54 @@ def _draw(label: str, found: Importance, path: Path) -> list[Path]:
         else:
             left = figure.subplots()
         _bars(left, found, names)
-        written = []
-        for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-            written.append(path.with_suffix(suffix))
-            figure.savefig(written[-1], dpi=130, metadata=metadata)
+        return _save(figure, path)
+
+
+_COLOURS = ("#56B4E9", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00")
+
+
+def draw_groups(label: str, found: GroupedImportance, path: Path) -> list[Path]:
+    """Main effects by group, side by side, as a .png and a .svg; needs matplotlib.
+
+    Args:
+        label: What the title says.
+        found: What is drawn.
+        path: Where to, without suffix.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name, _ in found.to_rows()]
+    keys = list(found.groups)
+    width = 0.8 / len(keys)
+    with mpl.rc_context({"svg.hashsalt": "tune-ext", "font.size": 9, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(max(5.0, 0.75 * len(names) + 1.5), 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for place, key in enumerate(keys):
+            shares = [found.share(key, name) for name in names]
+            value = 100 * np.array([s.value for s in shares])
+            ends = 100 * np.array([[s.low, s.high] for s in shares]).T
+            # The interval is of the resamples: it need not hold the value.
+            error = np.nan_to_num(np.maximum([value - ends[0], ends[1] - value], 0))
+            at = np.arange(len(names)) + (place - (len(keys) - 1) / 2) * width
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.bar(at, value, width, yerr=error, color=colour, capsize=2, label=str(key))
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("share of the variance, %")
+        axes.set_title(f"Importance by {found.key}: {label} (95 % intervals)", fontsize=10)
+        axes.legend(title=found.key)
+        axes.grid(alpha=0.25, axis="y")
+        return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
+    written = []
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+        written.append(path.with_suffix(suffix))
+        figure.savefig(written[-1], dpi=130, metadata=metadata)
     return written
 
 
