@@ -17,18 +17,20 @@ from ray import tune
 from tests import own_ray
 from tests.raytune import exptest_trainables, tuning_trainables
 from tests.raytune.scaled_trainables import network
-from tests.raytune.trainables import Counter
+from tests.raytune.trainables import RATES, Counter
 from tune_ext import (
     ArchitectureScaledSearch,
     AutoHyperScheduler,
     AutoHyperSearch,
+    BOHBSearch,
     ExpTestScheduler,
     ExpTestSearch,
+    HyperBand,
 )
 
 
 def main(home: Path, kind: str) -> None:
-    if kind == "tuning":
+    if kind in ("tuning", "hyperband"):
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "0.2"  # few checkpoints are unknown after a kill
     own_ray.start()
     experiment = home / "experiment"
@@ -43,7 +45,7 @@ def main(home: Path, kind: str) -> None:
             param_space=space,
             tune_config=tune.TuneConfig(
                 **parts(kind),
-                num_samples=1 if kind == "tuning" else -1,
+                num_samples={"tuning": 1, "hyperband": len(RATES)}.get(kind, -1),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -66,6 +68,7 @@ def main(home: Path, kind: str) -> None:
 TRAINABLES = {
     "autohyper": Counter,
     "exptest": exptest_trainables.function,
+    "hyperband": Counter,
     "scaled": Counter,
     "tuning": tuning_trainables.Class,
 }
@@ -86,6 +89,13 @@ def parts(kind: str) -> dict[str, Any]:
         }
     if kind == "tuning":
         return {"scheduler": ExpTestScheduler(max_t=12)}
+    if kind == "hyperband":
+        highest: dict[str, Any] = {"metric": "response_mean", "mode": "max"}
+        points = [{"lr": rate} for rate in RATES]
+        return {
+            "search_alg": BOHBSearch(points_to_evaluate=points, **highest),
+            "scheduler": HyperBand(max_t=4, reduction_factor=2, **highest),
+        }
     search = AutoHyperSearch(probe_epochs=3)
     return {
         "search_alg": search if kind == "autohyper" else deeper(search),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from ray import tune
 from ray.tune.schedulers import HyperBandForBOHB
 
 from tests.raytune.interrupted import Listed, Run
-from tests.raytune.trainables import Counter, response
+from tests.raytune.test_restore import drive
+from tests.raytune.trainables import RATES, Counter, response
 from tune_ext.raytune import BOHBSearch, HyperBand
 
-RATES = [1e-5 * 2**k for k in (3, 1, 6, 0, 5, 2, 4)]
 HIGHEST: dict[str, Any] = {"metric": "response_mean", "mode": "max"}
 
 
@@ -157,6 +158,15 @@ def test_asynchronous_promotions_are_the_same(cluster: str, tmp_path: Path) -> N
     expected = uninterrupted(tmp_path / "simulated", hyperband(True), Listed(RATES))
     assert max(expected[0].values()) == 4
     assert fitted(tmp_path, [6], hyperband(True), given()) == expected
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "simulated", hyperband(), Listed(RATES))
+    drive(tmp_path, "hyperband", 9)
+    drive(tmp_path, "hyperband", None)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["lr"]: row["epochs"] for row in rows} == expected[0]
 
 
 def test_a_trial_that_failed_is_restarted(cluster: str, tmp_path: Path) -> None:
