@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     importance = commands.add_parser("importance", help="which hyper-parameters mattered")
     importance.add_argument("directory", help="the directory of the records")
+    importance.add_argument(
+        "--by", metavar="KEY", help="for each value of a key of the configurations: image_size"
+    )
     importance.set_defaults(run=_importance)
     export = commands.add_parser("export", help="write the records as Parquet tables")
     export.add_argument("directory", help="the directory of the records")
@@ -146,7 +149,7 @@ def _importance(options: argparse.Namespace) -> int:
     _need("matplotlib")
     from tune_ext.benchmark.importance_report import write_importance
 
-    written = write_importance(RecordStore(options.directory))
+    written = write_importance(RecordStore(options.directory), options.by)
     print("Written: " + ", ".join(str(path) for path in written))
     return 0
 
