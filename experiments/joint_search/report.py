@@ -121,10 +121,11 @@ def ran(group: Mapping[int, CellRecord]) -> dict[str, Any]:
     records = list(group.values())
     failures = [f for r in records for f in r.failures]
     full = [sum(t["epochs"] >= r.max_epochs for t in r.trials) for r in records]
+    busy = [sum(t.get("train_seconds", math.nan) for t in r.trials) for r in records]
     idle = [
-        idle_share(r.busy_seconds, r.makespan, r.workers)
-        for r in records
-        if r.makespan and r.busy_seconds is not None
+        idle_share(b, r.makespan, r.workers)
+        for b, r in zip(busy, records, strict=True)
+        if r.makespan and math.isfinite(b)
     ]
     tests = [t["seconds"] for r in records for t in r.tests if t.get("seconds")]
     return {
