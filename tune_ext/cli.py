@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_ext.benchmark import tasks
+from tune_ext.benchmark._preflight import check_place
+from tune_ext.benchmark._storage import Mirror, Storage
 from tune_ext.benchmark.methods import METHODS, missing
 from tune_ext.benchmark.progress import make_observer
 from tune_ext.benchmark.records import RecordStore
@@ -74,12 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--data-dir", help="where data sets are")
     compare.add_argument("--address", help="of a Ray cluster, such as auto; needs --storage")
-    compare.add_argument("--storage", help="a path that every node of the cluster reaches")
+    compare.add_argument(
+        "--storage",
+        help="a directory or URI (s3://, gs://, …) that every node reaches: for what trials "
+        "save, and a copy of the records that the study goes on from",
+    )
     compare.add_argument("--cpus-per-trial", type=float, default=1.0, help="default: 1")
     compare.add_argument("--gpus-per-trial", type=float, default=0.0, help="default: 0")
     compare.set_defaults(run=_compare)
     report = commands.add_parser("report", help="print a study's table and draw its plot again")
-    report.add_argument("directory", help="the directory of the records")
+    report.add_argument("directory", help="the directory of the records, or its URI on a storage")
     report.set_defaults(run=_report)
     importance = commands.add_parser("importance", help="which hyper-parameters mattered")
     importance.add_argument("directory", help="the directory of the records")
@@ -114,20 +120,35 @@ def _compare(options: argparse.Namespace) -> int:
         budget=options.budget,
         workers=options.workers,
     )
-    place = Place(options.address, options.storage, options.cpus_per_trial, options.gpus_per_trial)
+    out = Path(options.out or Path("results", path.resolve().parent.name))
+    storage = None if options.storage is None else Storage(options.storage).inside(out.name)
+    trials = None if storage is None else storage.inside("trials")
+    place = Place(
+        options.address,
+        None if trials is None else trials.where,
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+    )
     if options.data_dir:
         # The workers inherit it; it is no part of the study, which runs anywhere.
         os.environ["TUNE_EXT_DATA"] = str(Path(options.data_dir).resolve())
     simulated = all(task.create().simulated for task in study.tasks)
-    store = RecordStore(
-        options.out or Path("results", path.resolve().parent.name),
-        sync_every=1.0 if simulated else 0.0,
-    )
-    jobs = default_jobs() if options.jobs is None else options.jobs
+    store = RecordStore(out, sync_every=1.0 if simulated else 0.0)
+    jobs = options.jobs
+    if jobs is None:  # without a cluster, jobs know nothing of each other's GPUs
+        jobs = 1 if options.gpus_per_trial and not options.address else default_jobs()
+    for hint in check_place(place, study, jobs):
+        print(f"note: {hint}", file=sys.stderr)
+    if storage is not None and options.address is None:
+        storage.check()  # a cluster's was used by all nodes just now
+    mirror = None if storage is None else Mirror(out, storage)
     signal.signal(signal.SIGTERM, _interrupt)
     with make_observer() as observer:
-        run_study(study, store, observer, jobs=jobs, place=place)
+        run_study(study, store, observer, jobs=jobs, place=place, mirror=mirror)
     _print_report(store)
+    if mirror is not None and trials is not None:
+        mirror.finish()
+        trials.remove()
     return 0
 
 
@@ -141,23 +162,32 @@ def _names(text: str) -> list[str]:
 
 def _report(options: argparse.Namespace) -> int:
     _need("rich", "vl_convert")
-    _print_report(RecordStore(options.directory))
+    _print_report(_records(options.directory))
     return 0
+
+
+def _records(directory: str) -> RecordStore:
+    """A study's records; those on a storage are brought to ./results first."""
+    if "://" not in directory:
+        return RecordStore(directory)
+    here = Path("results", directory.partition("?")[0].rstrip("/").rpartition("/")[2])
+    Mirror(here, Storage(directory)).fetch()
+    return RecordStore(here)
 
 
 def _importance(options: argparse.Namespace) -> int:
     _need("matplotlib")
     from tune_ext.benchmark.importance_report import write_importance
 
-    written = write_importance(RecordStore(options.directory), options.by)
+    written = write_importance(_records(options.directory), options.by)
     print("Written: " + ", ".join(str(path) for path in written))
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    store = RecordStore(options.directory)
+    store = _records(options.directory)
     store.load_settings()
-    written = store.to_parquet(options.to or Path(options.directory, "parquet"))
+    written = store.to_parquet(options.to or store.directory / "parquet")
     print("Written: " + ", ".join(str(path) for path in written))
     return 0
 

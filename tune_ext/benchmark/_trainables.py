@@ -12,6 +12,7 @@ from ray.tune import Trainable
 
 from tune_ext._loss_monitor import LossMonitor
 from tune_ext.benchmark import tasks
+from tune_ext.benchmark._ledger import RemotePermits
 from tune_ext.benchmark._permits import Permits
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.raytune._base import RESERVED_KEY
@@ -40,6 +41,7 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         seed: int,
         journal: str | None = None,
         permits: int | None = None,
+        ledger: Any = None,
     ) -> None:
         """Remember the task, and start the first run.
 
@@ -51,9 +53,10 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
                 of its result: the count that budgets are checked against.
             permits: How many epochs all trials together may train, counted beside the
                 journal; None where one trial runs at a time and the stopper counts.
+            ledger: The actor that counts instead where trials share no file.
         """
         self._task, self._seed, self._journal = task.create(), seed, journal
-        self._permits = None
+        self._permits, self._ledger = None, ledger
         if journal is not None and permits is not None:
             self._permits = Permits(permits_of(journal), permits)
         self._begin(config)
@@ -65,16 +68,22 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
 
     def step(self) -> dict[str, Any]:
         """Train one epoch, if the budget has one left."""
-        if self._permits is not None and not self._permits.wait(Path(str(self._journal))):
+        remote = None
+        if self._ledger is not None:
+            remote = RemotePermits(self._ledger, self.trial_id)
+            self._catch_up(remote.catch_up())
+        if not self._may_train(remote):
             return {"epoch": self._run.epoch, "train_seconds": 0.0, "done": True, "over": True}
         started, processed = time.perf_counter(), time.process_time()
         try:
             metrics = self._run.train_epoch()
         except BaseException:
-            if self._permits is not None:
-                self._permits.give_back()
+            if (permits := remote or self._permits) is not None:
+                permits.give_back()
             raise
         seconds, processed = time.perf_counter() - started, time.process_time() - processed
+        if remote is not None:
+            remote.trained()
         if self._journal is not None:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(f"{self.trial_id} {self._run.epoch}\n")
@@ -87,6 +96,17 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
             "found": {"lr": self._run.lr} if isinstance(self._run, tasks.OwnRateRun) else {},
             **_report_losses(self._loss_monitor, self._run),
         }
+
+    def _may_train(self, remote: RemotePermits | None) -> bool:
+        if remote is not None:
+            return remote.wait()
+        return self._permits is None or self._permits.wait(Path(str(self._journal)))
+
+    def _catch_up(self, epoch: int) -> None:
+        """Train up to an epoch whose result was told before this trial's process was lost."""
+        while self._run.epoch < epoch:
+            self._run.train_epoch()
+            _report_losses(self._loss_monitor, self._run)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the run's state."""

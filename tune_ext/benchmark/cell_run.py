@@ -57,6 +57,10 @@ class Place:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
                 raise InvalidValueError(f"{name} must not be negative, got {value!r}")
+        if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):
+            raise InvalidValueError(
+                f"gpus_per_trial above 1 must be a whole number, got {self.gpus_per_trial!r}"
+            )
 
 
 @dataclass

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tune_ext._checks import check_count
+from tune_ext.benchmark._storage import Mirror
 from tune_ext.benchmark._unavailable import grouped, pair
 from tune_ext.benchmark.cell_run import CellRun, Phase, Place
 from tune_ext.benchmark.methods import check_methods, missing, unsuited
@@ -209,6 +210,7 @@ def run_study(
     *,
     jobs: int = 1,
     place: Place | None = None,
+    mirror: Mirror | None = None,
     worker: str = "tune_ext.benchmark.worker",
 ) -> list[CellRecord]:
     """Run every cell that has no record yet, and return the records of all cells.
@@ -222,6 +224,7 @@ def run_study(
         observer: Told how it goes on.
         jobs: How many cells run at once.
         place: Where trials are trained; by default each job has a small Ray of its own.
+        mirror: Where else the records are kept; what is there is finished as well.
         worker: The module that runs as a worker process.
 
     Raises:
@@ -232,6 +235,8 @@ def run_study(
     check_count("jobs", jobs)
     runnable, unavailable = split_available(study)
     with store.locked():
+        if mirror is not None:
+            mirror.fetch()
         finished = {r.key: r for r in store.open(study, unavailable)}
         cells = [c for c in runnable.cells() if pair(c.method, c.task.label) not in unavailable]
         before = [finished[c.key] for c in cells if c.key in finished]
@@ -248,6 +253,8 @@ def run_study(
         try:
             for record in _work(study, crew, waiting, observer, place):
                 store.append(record)
+                if mirror is not None:
+                    mirror.put()
                 finished[record.key] = record
                 observer.finish_cell(record)
             ended = True

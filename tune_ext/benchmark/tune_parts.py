@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import pickle
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ __all__ = [
     "Watch",
     "permits_of",
 ]
+
+_TELL_WAITING = 10.0
+"""Seconds between two messages that trials wait for a node."""
 
 
 class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
@@ -271,13 +275,35 @@ class Watch(Callback):  # type: ignore[misc] # Ray's classes are untyped
     """Notices crashed trials; too many in a row mean that nothing will ever train.
 
     Args:
+        ledger: The actor that counts the epochs of trials on a cluster; told of lost trials.
+        waiting: Called now and then while trials wait for a node and none runs.
         tolerance: Crashes in a row, without an epoch between, that end the run.
     """
 
-    def __init__(self, tolerance: int = 5) -> None:
+    def __init__(
+        self,
+        ledger: Any = None,
+        waiting: Callable[[str], None] | None = None,
+        tolerance: int = 5,
+    ) -> None:
         self.errors: list[str] = []
         self._in_a_row = 0
         self._tolerance = tolerance
+        self._ledger, self._waiting, self._told = ledger, waiting, -math.inf
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Say so where a cluster has no room: it may take minutes until a node is there."""
+        if self._waiting is None or time.monotonic() < self._told + _TELL_WAITING:
+            return
+        self._told = time.monotonic()
+        states = {trial.status for trial in trials}
+        if "PENDING" in states and "RUNNING" not in states:
+            self._waiting("waiting for a node with room")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial was lost, and begins again from its checkpoint."""
+        if self._ledger is not None:
+            self._ledger.lose.remote(trial.trial_id)
 
     @property
     def hopeless(self) -> bool:
@@ -293,6 +319,8 @@ class Watch(Callback):  # type: ignore[misc] # Ray's classes are untyped
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial crashed."""
         self._in_a_row += 1
+        if self._ledger is not None:
+            self._ledger.lose.remote(trial.trial_id)
         path = getattr(trial, "pickled_error_file", None)
         reason = "unknown"
         if path and os.path.exists(path):

@@ -15,6 +15,7 @@ on a simulated clock and without a Ray, and tells its history now and then and a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -31,12 +32,17 @@ from typing import Any
 
 import numpy as np
 
+from tune_ext.benchmark._cluster import call, if_nodes_are_lost, on_cluster
 from tune_ext.benchmark._cost import epoch_cost, epoch_seconds, trains_on_cpu
+from tune_ext.benchmark._final import tested, train_and_test, train_and_test_remotely
+from tune_ext.benchmark._ledger import count_epochs, start_ledger
 from tune_ext.benchmark._permits import Permits
+from tune_ext.benchmark._storage import Storage
 from tune_ext.benchmark.methods import METHODS, Search, Setup
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tally import Tally, epochs_allowed
-from tune_ext.benchmark.tasks import Task, TaskRun
+from tune_ext.benchmark.tasks import Task
+from tune_ext.errors import InvalidValueError
 
 __all__ = ["main"]
 
@@ -110,7 +116,7 @@ class _Worker:
             "object_store_memory": 80 * 1024**2,
             "_temp_dir": str(self._scratch / "ray"),
         }
-        where = own if place["address"] is None else {"address": place["address"]}
+        where = own if place["address"] is None else on_cluster(place["address"])
         for attempt in range(1, _RAY_STARTS + 1):
             self._pipe.send(("alive", f"starting Ray, attempt {attempt}"))
             try:
@@ -168,7 +174,11 @@ class _Worker:
         if allowed is not None:
             return allowed
         if spec.label not in self._epoch_seconds:
-            self._epoch_seconds[spec.label] = epoch_seconds(task)
+            if request["place"]["address"] and not task.simulated:
+                timed = call(epoch_seconds, task, request["place"], self._tell_alive)
+            else:
+                timed = epoch_seconds(task)
+            self._epoch_seconds[spec.label] = timed
         return max(1, int(request["budget"] / self._epoch_seconds[spec.label]))
 
     def _stopper(
@@ -238,6 +248,9 @@ class _Worker:
         seconds = request["unit"] == "seconds"
         return {"seconds": request["budget"]} if seconds else {"steps": setup.budget}
 
+    def _tell_alive(self, why: str) -> None:
+        self._pipe.send(("alive", why))
+
     def _tell_history(self, tally: Tally) -> None:
         self._pipe.send(("history", {"history": tally.history, "incumbents": tally.incumbents}))
 
@@ -250,26 +263,24 @@ class _Worker:
 
         started = time.monotonic()
         cost = partial(epoch_cost, trains_on_cpu(setup.task))
-        watch, permits = Watch(), _permits(setup, request)
-        if permits is not None:
-            permits.reset()
+        epochs, place = _Epochs(setup, request), request["place"]
+        watch = Watch(epochs.ledger, None if epochs.ledger is None else self._tell_alive)
         cut: dict[str, Any] = {}
         answer, budget = search.answer, float(request["budget"])  # Ray pickles what stops a run
 
         def on_end(overran: bool) -> None:
             if overran:  # what the method would say without the result that had no room
                 cut.update(answer=answer(), busy_seconds=budget)
-            if permits is not None:
-                permits.close()
+            epochs.close()
 
         def report(trial_id: str, result: dict[str, Any]) -> None:
             seconds = time.monotonic() - started
+            epochs.tell(trial_id, result["epoch"])
             incumbent = tally.add(trial_id, result, seconds, cost(result))
             row = {k: v for k, v in result.items() if isinstance(v, int | float)}
             told = {"trial_id": trial_id, "config": tally.config_of(result), "result": row}
             self._pipe.send(("epoch", {**told, "seconds": seconds, "incumbent": incumbent}))
 
-        place = request["place"]
         storage = place["storage"] or str(self._scratch / "storage")
         name = f"cell-{os.getpid()}-{time.time_ns()}"
         try:
@@ -279,7 +290,7 @@ class _Worker:
                     task=TaskSpec(**request["task"]),
                     seed=setup.seed,
                     journal=request["journal"],
-                    permits=None if permits is None else setup.budget,
+                    **epochs.of_trials,
                 ),
                 name=name,
                 search_alg=search.search_alg,
@@ -295,14 +306,17 @@ class _Worker:
                 storage_path=storage,
                 verbose=0,
                 raise_on_failed_trial=False,
+                **(if_nodes_are_lost() if epochs.ledger is not None else {}),
             )
         finally:
-            if place["storage"] is not None and "://" not in storage:
-                shutil.rmtree(Path(storage, name), ignore_errors=True)
+            if place["storage"] is not None:
+                with contextlib.suppress(OSError, InvalidValueError):  # it costs room, no more
+                    Storage(storage).remove(name)
         if watch.hopeless:
             raise RuntimeError(f"{len(watch.errors)} trials crashed: {watch.errors[-1]}")
-        makespan = time.monotonic() - started
-        return {"makespan": makespan, "busy_seconds": tally.cost, "errors": watch.errors, **cut}
+        makespan, counted = time.monotonic() - started, epochs.counted()
+        told = {"makespan": makespan, "busy_seconds": tally.cost, "errors": watch.errors}
+        return {**told, **counted, **cut}
 
     def evaluate(self, request: dict[str, Any]) -> None:
         """Test a configuration once a seed, each time trained in full from scratch.
@@ -316,71 +330,62 @@ class _Worker:
             same = all({**f, "seed": 0} == {**found[0], "seed": 0} for f in found)
             self._pipe.send(("evaluated", found[:1] if same else found))
             return
+        place = request.get("place") or {}
+        if place.get("address"):
+            self._start_ray(place, len(request["seeds"]))
+            tests = train_and_test_remotely(request, lambda *told: self._pipe.send(told))
+            self._pipe.send(("evaluated", tests))
+            return
         tests = []
-        for number, seed in enumerate(request["seeds"]):
-            started = time.monotonic()
-            run: TaskRun | None = None
-            metrics: dict[str, Any] = {}
-            switches = dict(request.get("schedule") or [(0, request["config"])])
-            for epoch in range(task.max_epochs):
-                if epoch in switches:
-                    run = _switch(task, run, switches[epoch], seed)
-                if run is None:
-                    raise RuntimeError(f"the schedule {switches} does not begin at epoch 0")
-                metrics = run.train_epoch()
-                self._pipe.send(("final", {"number": number, "epoch": epoch + 1}))
-                if metrics.get("diverged") or metrics.get("ended"):
-                    break
-            if run is None:
-                raise RuntimeError(f"{task.name} has no epoch to train")
-            test = {} if metrics.get("diverged") else run.test()
-            tests.append(
-                {
-                    **_tested(seed, test, metrics),
-                    "response_mean": _finite(metrics.get("response_mean")),
-                    "epochs": run.epoch,
-                    "seconds": round(time.monotonic() - started, 3),
-                }
-            )
+        for number in range(len(request["seeds"])):
+            for told in train_and_test(request, number):
+                if "test" in told:
+                    tests.append(told["test"])
+                elif told["epoch"]:
+                    self._pipe.send(("final", {"number": number, "epoch": told["epoch"]}))
         self._pipe.send(("evaluated", tests))
 
 
-def _switch(task: Task, run: TaskRun | None, config: Mapping[str, Any], seed: int) -> TaskRun:
-    """Go on with another configuration; without a run, begin."""
-    new = task.start(config, seed=seed)
-    if run is not None:
-        new.load_state_dict(run.state_dict())
-    return new
-
-
 def _look_up(task: Task, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    return _tested(seed, task.start(config, seed=seed).test(), {})
+    return tested(seed, task.start(config, seed=seed).test(), {})
 
 
-def _tested(seed: int, test: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "test_error": _finite(test.get("test_error")),
-        "test_loss": _finite(test.get("test_loss")),
-        "validation_error": _finite(metrics.get("validation_error")),
-    }
+class _Epochs:
+    """Who counts the epochs of trials that run at once: a file, or an actor on a cluster.
 
-
-def _permits(setup: Setup, request: Mapping[str, Any]) -> Permits | None:
-    """Where trials that run at once count the epochs that they begin; else None.
-
-    Not on a cluster, where they share no file, nor for a budget in seconds: what an epoch
-    takes is known when it is over.
+    Nobody where there is one trial at a time and no cluster, or for a budget in seconds: what an
+    epoch takes is known when it is over.
     """
-    from tune_ext.benchmark.tune_parts import permits_of
 
-    if request["journal"] is None or request["workers"] == 1 or request["unit"] == "seconds":
-        return None
-    return Permits(permits_of(request["journal"]), setup.budget)
+    def __init__(self, setup: Setup, request: Mapping[str, Any]) -> None:
+        from tune_ext.benchmark.tune_parts import permits_of
 
+        self.ledger: Any = None
+        self._permits: Permits | None = None
+        seconds = request["unit"] == "seconds"
+        if request["place"]["address"]:
+            self.ledger = start_ledger(None if seconds else setup.budget)
+        elif request["journal"] is not None and request["workers"] > 1 and not seconds:
+            self._permits = Permits(permits_of(request["journal"]), setup.budget)
+            self._permits.reset()
+        number = None if self._permits is None else setup.budget
+        self.of_trials = {"permits": number, "ledger": self.ledger}
 
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+    def tell(self, trial: str, epoch: int) -> None:
+        """A result is here."""
+        if self.ledger is not None:
+            self.ledger.tell.remote(trial, epoch)
+
+    def close(self) -> None:
+        """The search is over."""
+        if self._permits is not None:
+            self._permits.close()
+        if self.ledger is not None:
+            self.ledger.close.remote()
+
+    def counted(self) -> dict[str, Any]:
+        """The epochs that were trained, where the journal does not tell."""
+        return {} if self.ledger is None else {"epochs": count_epochs(self.ledger)}
 
 
 if __name__ == "__main__":
