@@ -13,7 +13,6 @@ from ray import tune
 
 from tune_ext.autohyper import AutoHyper, Parameter
 
-
 RATES = [1e-5 * 2**k for k in (3, 1, 6, 0, 5, 2, 4)]
 """For searches that are given what to try."""
 
