@@ -197,8 +197,10 @@ class BOHB:
         if self._model is None or budget >= self._model[0]:
             self._model = None
 
-    def knows(self, key: str) -> bool:
-        """Whether anything was observed under a key."""
+    def knows(self, key: str, budget: float | None = None) -> bool:
+        """Whether anything was observed under a key; at a budget, or None: at any."""
+        if budget is not None:
+            return budget in self._seen and key in self._seen[budget]
         return any(key in seen for seen in self._seen.values())
 
     def counts(self) -> dict[float, int]:

@@ -90,6 +90,41 @@ def test_under_other_schedulers_it_sees_every_epoch(tmp_path: Path) -> None:
     assert list(counts) == [float(epoch) for epoch in range(1, 10)]
 
 
+class _Uneven(_Trained):
+    """No two trials are as fast."""
+
+    def step(self) -> dict[str, Any]:
+        return {**super().step(), "seconds": 0.8 + 0.7 * self.config["x"]}
+
+
+@pytest.mark.parametrize("budgets", [None, [1.0, 3.0, 9.0]])
+def test_under_asha_with_seconds_it_has_a_model(tmp_path: Path, budgets: Any) -> None:
+    """Else each result has a budget of its own, and no budget has enough of them."""
+    time = {"time_attr": "time_total_s"}
+    search = BOHBSearch({"x": tune.uniform(0, 0.9)}, "loss", "min", budgets=budgets, seed=0, **time)
+    scheduler = ASHAScheduler(metric="loss", mode="min", max_t=9, reduction_factor=3, **time)
+    simulate(
+        _Uneven, search_alg=search, scheduler=scheduler, workers=4, steps=150, storage=tmp_path
+    )
+    assert search._model is not None
+    counts = search._model.counts()
+    assert list(counts) == (budgets or [0.5, 1.0, 2.0, 4.0, 8.0])
+    assert search._model.model_budget() == max(counts)
+    again = BOHBSearch()
+    again.set_state(json.loads(json.dumps(search.get_state())))
+    assert again._budgets == budgets
+
+
+def test_the_first_result_of_a_trial_at_a_budget_counts() -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, "loss", "min", budgets=[2, 1], seed=0)
+    search.suggest("a")
+    for epoch, loss in ((0.5, 9.0), (1.2, 8.0), (1.9, 7.0), (2.0, 6.0), (3.0, 5.0)):
+        search.on_trial_result("a", {"loss": loss, "training_iteration": epoch})
+    assert search._model is not None
+    seen = search._model.to_json()["seen"]
+    assert [(budget, [row[2] for row in rows]) for budget, rows in seen] == [(1, [8]), (2, [6])]
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_it_finds_the_optimum_and_repeats_itself(tmp_path: Path, workers: int) -> None:
     def once(name: str) -> list[float]:
@@ -311,6 +346,9 @@ def test_points_come_first_and_the_callers_list_is_left_alone() -> None:
         ({"top": 2}, InvalidValueError, "top"),
         ({"samples": 1.5}, InvalidTypeError, "samples"),
         ({"time_attr": ""}, InvalidTypeError, "time_attr"),
+        ({"budgets": 9}, InvalidTypeError, "budgets"),
+        ({"budgets": []}, InvalidValueError, "budgets"),
+        ({"budgets": [1, 0]}, InvalidValueError, "budgets"),
         ({"space": {"x": 1}}, InvalidValueError, "empty"),
         ({"space": {"x": tune.grid_search([1, 2])}}, InvalidValueError, "grid"),
         ({"points_to_evaluate": {"x": 1}}, InvalidTypeError, "points_to_evaluate"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ConfigSpace import ConfigurationSpace
 
+from tune_ext._bracket_table import CLOSE
+from tune_ext._checks import check_positive
 from tune_ext._random import check_seed
 from tune_ext.bohb import BOHB
+from tune_ext.errors import InvalidTypeError, InvalidValueError
 from tune_ext.raytune._base import StatefulSearcher, as_number, check_name, loss_of
 from tune_ext.raytune._config_space import SearchedSpace, check_points
 from tune_ext.raytune._space import unflatten
@@ -21,8 +25,11 @@ __all__ = ["BOHBSearch"]
 class BOHBSearch(StatefulSearcher):
     """Suggests configurations by BOHB's model of every budget at which trials were judged.
 
-    Made for `tune_ext.HyperBand`, whose rungs, the last included, it learns from; under any
-    other scheduler, as ASHA, it learns from every result, at the budget that `time_attr` says.
+    Made for `tune_ext.HyperBand`, whose rungs, the last included, it learns from. Under any
+    other scheduler, as ASHA, it learns from every result, at the budget that `time_attr` says. No
+    two trials report at the same fraction of a second: it counts for the power of two below it,
+    and of several results of a trial there the first one counts.
+
     Conditions, constants, ordered and quantised parameters and forbidden clauses are kept. A
     trial that fails, or reports no finite number, counts as worse than any other.
 
@@ -41,6 +48,9 @@ class BOHBSearch(StatefulSearcher):
         top: Share of the observations that count as good.
         samples: Candidates of a suggestion.
         random_fraction: Share of suggestions at random.
+        budgets: Under another scheduler: results count for the largest of these that they have
+            reached, and before the first one not at all. Give the scheduler's rungs, as
+            ``[grace_period * reduction_factor**k for k in range(4)]`` of ASHA.
         seed: None is another search every time.
 
     Raises:
@@ -59,10 +69,12 @@ class BOHBSearch(StatefulSearcher):
         top: float = 0.15,
         samples: int = 64,
         random_fraction: float = 1 / 3,
+        budgets: Sequence[float] | None = None,
         seed: int | None = None,
     ) -> None:
         super().__init__(metric, mode)
         check_name("time_attr", time_attr)
+        self._budgets = _check_budgets(budgets)
         given = check_seed(seed)
         self._options: dict[str, Any] = {
             "min_points": min_points,
@@ -193,8 +205,21 @@ class BOHBSearch(StatefulSearcher):
         budget = as_number(result.get(BUDGET if self._rungs else self._time_attr))
         if budget is None:
             return
+        if not self._rungs:
+            reached = self._reached(budget)
+            if reached is None or (reached != budget and self._model.knows(trial_id, reached)):
+                return
+            budget = reached
         loss = loss_of(result, self._metric, self._mode)
         self._model.observe(config, budget, loss, key=trial_id)
+
+    def _reached(self, spent: float) -> float | None:
+        """The budget for which a result counts where no scheduler says it."""
+        if self._budgets is not None:
+            return max((b for b in self._budgets if b <= spent * (1 + CLOSE)), default=None)
+        if spent.is_integer() or spent <= 0:
+            return spent
+        return 2.0 ** math.floor(math.log2(spent))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -202,6 +227,7 @@ class BOHBSearch(StatefulSearcher):
             "mode": self._mode,
             "options": self._options,
             "time_attr": self._time_attr,
+            "budgets": self._budgets,
             "points": self._queue,
             "next_point": self._next_point,
             "live": self._live,
@@ -224,10 +250,21 @@ class BOHBSearch(StatefulSearcher):
         paused = {str(trial_id) for trial_id in paused}
         next_point, rungs = int(state["next_point"]), bool(state["rungs"])
         metric, mode, time_attr = state["metric"], state["mode"], str(state["time_attr"])
-        own = bool(state["own_space"])
+        own, budgets = bool(state["own_space"]), _check_budgets(state.get("budgets"))
         # Nothing above has changed the searcher: a damaged state leaves it as it was.
         self._set_metric(metric)
         self._mode, self._time_attr, self._own_space = mode, time_attr, own
+        self._budgets = budgets
         self._space, self._model, self._options = space, model, options
         self._queue, self._next_point = queue, next_point
         self._live, self._paused, self._rungs = live, paused, rungs
+
+
+def _check_budgets(budgets: Any) -> list[float] | None:
+    if budgets is None:
+        return None
+    if isinstance(budgets, str) or not isinstance(budgets, Sequence):
+        raise InvalidTypeError(f"budgets must be a list of numbers, got {budgets!r}")
+    if not budgets:
+        raise InvalidValueError("budgets must not be empty; None is for no rungs")
+    return sorted(check_positive("budgets", budget, below=math.inf) for budget in budgets)
