@@ -13,6 +13,7 @@ from typing import Any
 
 from tune_ext.benchmark._method import Search, Setup
 from tune_ext.benchmark._spaces import number_ordinals, optuna_distributions, to_numbers
+from tune_ext.benchmark.history import plain
 
 __all__ = [
     "REDUCTION_FACTOR",
@@ -59,7 +60,10 @@ def limited(setup: Setup, searcher: Any) -> Any:
 
 
 def _optuna(setup: Setup, sampler: Any, first: int) -> Any:
-    """Ray's OptunaSearch, which starts with the first shared random configurations."""
+    """Ray's OptunaSearch, which starts with the first shared random configurations.
+
+    Optuna's distributions know no conditions: what is inactive has its default.
+    """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -67,7 +71,8 @@ def _optuna(setup: Setup, sampler: Any, first: int) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space, values = number_ordinals(setup.task.space)
-    points = itertools.islice(setup.configurations(), first)
+    inactive = {name: plain(setup.task.space[name].default_value) for name in setup.task.space}
+    points = ({**inactive, **p} for p in itertools.islice(setup.configurations(), first))
     searcher = OptunaSearch(
         optuna_distributions(space),
         metric=setup.task.metric,

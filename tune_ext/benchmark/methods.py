@@ -262,6 +262,8 @@ _NO_BRACKET = _at_least(3, "HyperBand, which trains a third as long, has nothing
 def _no_weights(task: Task) -> str | None:
     if task.simulated:
         return f"{task.name} is looked up: it has no weights that one trial could hand to another"
+    if task.searches_architecture:
+        return f"{task.name} searches the architecture: weights fit no other one"
     return _at_least(2, "there is no time between the start and the end to change anything")(task)
 
 

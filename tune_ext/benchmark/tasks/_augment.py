@@ -90,7 +90,7 @@ class Cutout:
 
     def _outside(self, size: int, middle: Tensor) -> Tensor:
         """Whether rows are outside the square, N × size, by the row of each square's middle."""
-        start = middle - (self.length + 1) // 2
+        start = middle - self.length // 2
         where = torch.arange(size)
         return (where < start[:, None]) | (where >= start[:, None] + self.length)
 
