@@ -164,6 +164,13 @@ def test_branches_are_joined_where_there_are_several_and_dropped_where_there_is_
     assert rates == pytest.approx([0.1, 0.2, 0.4, 0.5]), "block l of 5 has l/5 of the rate"
 
 
+@pytest.mark.parametrize("coefficients", ["uniform", "softmax"])
+def test_branches_are_joined_with_the_weights_asked_for(coefficients) -> None:
+    network = joint_network(config(res_branches_2=2), 3, 10, coefficients=coefficients)
+    found = [m.coefficients for m in network.modules() if isinstance(m, ShakeShake)]
+    assert found == [coefficients] * 2
+
+
 def test_without_a_death_rate_nothing_is_dropped() -> None:
     without = {name: value for name, value in config().items() if name != "death_rate"}
     for values in (without, config(), config(death_rate=None)):

@@ -184,7 +184,13 @@ def wide_resnet(depth: int, width: float, channels: int = 3, classes: int = 10) 
     return PreActResNet(channels, classes, blocks=blocks, widen=(width, 2, 2))
 
 
-def joint_network(config: Mapping[str, Any], channels: int, classes: int) -> PreActResNet:
+def joint_network(
+    config: Mapping[str, Any],
+    channels: int,
+    classes: int,
+    *,
+    coefficients: Coefficients = "uniform",
+) -> PreActResNet:
     """The network of a configuration of `tune_ext.spaces.joint_space`.
 
     Args:
@@ -193,6 +199,7 @@ def joint_network(config: Mapping[str, Any], channels: int, classes: int) -> Pre
             is left alone.
         channels: Channels of the images.
         classes: How many classes there are.
+        coefficients: As for `PreActResNet`; "softmax" is that of the published code.
 
     Raises:
         InvalidTypeError: A value is not of its type.
@@ -220,6 +227,7 @@ def joint_network(config: Mapping[str, Any], channels: int, classes: int) -> Pre
         widen=three("widen_factor"),
         branches=three("res_branches"),
         death_rate=0.0 if rate is None else as_number("death_rate", rate),
+        coefficients=coefficients,
     )
 
 
