@@ -1,7 +1,10 @@
 """A task without torch that trains in no time, for tests of the comparison's machinery."""
 
 import math
+import os
 import time
+import uuid
+from pathlib import Path
 
 import numpy as np
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
@@ -126,3 +129,16 @@ class CrashTask(FakeTask):
 
         run.train_epoch = crash
         return run
+
+
+class SeenTask(FakeTask):
+    """Leaves in $TUNE_EXT_DATA where each run was started: the node, and the GPUs it sees."""
+
+    name = "seen"
+
+    def start(self, config, *, seed):
+        import ray
+
+        told = f"{ray.get_runtime_context().get_node_id()} {os.environ['CUDA_VISIBLE_DEVICES']}"
+        Path(os.environ["TUNE_EXT_DATA"], uuid.uuid4().hex).write_text(told, encoding="utf-8")
+        return super().start(config, seed=seed)
