@@ -37,7 +37,7 @@ from tune_ext.importance_groups import Estimate, GroupedImportance, importance_b
 
 HERE = Path(__file__).parent
 LAYERS = ("conv_layers", "fc_layers")
-SEED, RESAMPLES = 0, 1000
+SEED, RESAMPLES = 0, 500
 
 Rows = Mapping[int, Mapping[int, Mapping[str, Any]]]
 """Configuration's number → image size → what was recorded of its training."""
@@ -73,9 +73,6 @@ def run(spec: TaskSpec, out: Path, count: int) -> None:
         out: The file: its first line names the task, each other is a training.
         count: How many configurations.
     """
-    import torch
-
-    torch.set_num_threads(1)
     task = spec.create()
     known = load(out, spec) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -314,6 +311,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "run":
+            import torch
+
+            torch.set_num_threads(1)
             run(load_study(options.study).tasks[0], options.out, options.count)
         else:
             print(f"Written: {report(options.out)}")
