@@ -175,7 +175,8 @@ def test_differences_are_paired_and_a_cell_without_a_result_is_the_worst(joint, 
     assert {question for question, _, _ in found} == {"parts", "built-in", "scaling", "random"}
 
 
-def test_what_a_search_did_is_counted(joint, records):
+def test_what_a_search_did_is_counted(joint, records, monkeypatch):
+    monkeypatch.setattr(joint.report, "_parameters", lambda records: None)
     cells = joint.report.gather(records)
     how = joint.report.ran(cells["joint", "bohb"])
     assert (how["cells"], how["failed"], how["hung"], how["without a result"]) == (3, 1, 1, 1)
@@ -212,3 +213,107 @@ def test_the_report_has_tables_pictures_and_numbers(joint, records, tmp_path, mo
         assert (tmp_path / name).stat().st_size > 1000
     kept = json.loads((tmp_path / "joint.json").read_text())
     assert kept["errors"]["bohb, joint"] == {"0": 0.4, "1": 0.4, "2": 1.0}
+
+
+def test_the_weights_of_what_was_recommended(joint):
+    spec = TaskSpec("digits-joint", {"epochs": 3})
+    default = spec.create().default_config
+    given = {"task": spec.to_json(), "recommendation": {"config": default}}
+    records = [cell("joint", "random", seed, 0.3, **given) for seed in range(2)]
+    network = spec.create().build(default)
+    assert joint.report._parameters(records) == sum(p.numel() for p in network.parameters())
+    plain = cell("joint", "random", 0, 0.3, task={"name": "digits-mlp", "options": {}})
+    assert joint.report._parameters([plain]) is None
+
+
+# The published search -------------------------------------------------------------------------
+
+
+def test_the_published_search_starts_as_many_configurations_as_hpbandster(joint):
+    published = joint.published
+    assert published.trials(published.BUDGETS, 32) == 8 * (27 + 9 + 6 + 4)
+    assert published.trials(published.BUDGETS, 2) == 36
+    args = published.arguments([])
+    assert (args.budgets, args.iterations, args.workers) == ((400, 1200, 3600, 10800), 32, 10)
+    assert args.device == "cuda"
+    spec = published.specification(args)
+    assert spec.create().restarts.boundaries == (400, 1200, 2000, 3600, 6000, 10800)
+    assert len(spec.create().space) == 17
+    assert spec.create().space["nr_residual_blocks_1"].upper == 16
+
+
+@pytest.mark.parametrize("budgets", ["400", "400,1200,1200", "1,2,6", "0,0", "-1,-3"])
+def test_budgets_that_do_not_grow_by_one_factor_are_told(joint, budgets, capsys, tmp_path):
+    out = str(tmp_path / "out")
+    assert joint.published.main([f"--budgets={budgets}", "--out", out]) == 2
+    assert "--budgets must" in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+def result(spent, error=0.5, **more):
+    return {"train_seconds": spent, "validation_error": error, "epoch": 1, **more}
+
+
+def test_every_budget_that_is_reached_is_written_once(joint, tmp_path, capsys):
+    path = tmp_path / "evaluations.jsonl"
+    trial = SimpleNamespace(trial_id="a", config={"x": np.int64(3)}, status="RUNNING")
+
+    def watch():
+        return joint.evaluations.Evaluations(str(path), (1.0, 3.0, 9.0), 5)
+
+    first = watch()
+    for spent, error in ((1.01, 0.5), (2.0, 0.45), (3.0 - 1e-12, 0.4)):
+        first.on_trial_result(0, [trial], trial, result(spent, error))
+    with path.open("a") as file:
+        file.write('{"trial": ')  # a kill
+        file.write("\n")
+    resumed = watch()
+    resumed.on_trial_result(0, [trial], trial, result(3.1, 0.3))
+    resumed.on_trial_result(0, [trial], trial, result(4.0, math.nan, diverged=True))
+    other = SimpleNamespace(trial_id="b", config={"x": 4}, status="RUNNING")
+    resumed.on_trial_result(0, [trial, other], other, result(3.2, 0.2))
+    records = joint.evaluations.read(path)
+    assert [(r["trial"], r["budget"], r["validation_error"]) for r in records] == [
+        ("a", 1.0, 0.5),
+        ("a", 3.0, 0.4),
+        ("a", 9.0, None),
+        ("b", 1.0, 0.2),
+        ("b", 3.0, 0.2),
+    ]
+    assert type(records[0]["config"]["x"]) is int
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1].endswith("best: 1 s 20.00 %, 3 s 20.00 %")
+    best = joint.evaluations.best_evaluation(records)
+    assert (best["trial"], best["budget"]) == ("b", 3.0)
+    lines = joint.evaluations.table(records, 0.41).splitlines()
+    assert lines[3].split() == ["9", "1", "1"]
+    assert "Test error of the first: 41.00 %" in lines
+
+
+def test_a_small_published_search_end_to_end(joint, cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    out, storage = tmp_path / "out", tmp_path / "storage"
+    argv = ["--dataset", "digits", "--limits", "small", "--budgets", "0.05,0.15"]
+    argv += ["--iterations", "1", "--workers", "1", "--gpus-per-trial", "0"]
+    argv += ["--storage", str(storage), "--out", str(out)]
+    assert joint.published.main([*argv, "--resume"]) == 2
+    assert "no search that could be resumed" in capsys.readouterr().err
+    assert joint.published.main(argv) == 0
+    found = json.loads((out / "result.json").read_text())
+    trials = {
+        b: {r["trial"] for r in found["evaluations"] if r["budget"] == b} for b in (0.05, 0.15)
+    }
+    assert len(trials[0.05]) == 3
+    assert 1 <= len(trials[0.15]) <= 3  # one, unless a batch takes longer than a budget
+    best = found["best"]
+    assert best["trial"] in trials[0.15]
+    assert best["train_seconds"] >= 0.15
+    assert 0 <= best["test_error"] <= 1
+    assert "Test error of the first" in capsys.readouterr().out
+    assert joint.published.main(argv) == 2
+    assert "go on with it by --resume" in capsys.readouterr().err
+    assert joint.published.main([*argv, "--seed", "1", "--resume"]) == 2
+    assert "other settings" in capsys.readouterr().err
+    monkeypatch.setattr(joint.published, "tested", lambda *args: best["test_error"])
+    assert joint.published.main([*argv, "--resume"]) == 0  # nothing is left to train
+    assert json.loads((out / "result.json").read_text())["best"] == best

@@ -51,9 +51,7 @@ class Evaluations(Callback):
         if not due:
             return
         reached[trial.trial_id] = due[-1]
-        record = {
-            "trial": trial.trial_id,
-            "budget": due[-1],
+        told = {
             TIME: spent,
             "validation_error": finite(result.get(METRIC)),
             "validation_loss": finite(result.get("validation_loss")),
@@ -62,9 +60,11 @@ class Evaluations(Callback):
             "config": {k: plain(v) for k, v in trial.config.items()},
             "time": round(time.time(), 1),
         }
-        with Path(self.path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._tell(record, trials)
+        for budget in due:  # several, where a single batch takes longer than a budget
+            record = {"trial": trial.trial_id, "budget": budget, **told}
+            with Path(self.path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._tell(record, trials)
 
     def _known(self) -> dict[str, float]:
         """Trial → the largest budget that is written."""
