@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tune_ext._checks import check_count
-from tune_ext.errors import InvalidTypeError, InvalidValueError
+from tune_ext.errors import InvalidConfigurationError, InvalidTypeError, InvalidValueError
 
 __all__ = ["growth_network", "most_poolings"]
 
@@ -53,8 +53,8 @@ def growth_network(
 
     Raises:
         InvalidTypeError: A number of something is no whole number.
-        InvalidValueError: There are more poolings than the size allows, a value is missing, or a
-            number is below 1.
+        InvalidConfigurationError: There are more poolings than the size allows.
+        InvalidValueError: A value is missing, or a number is below 1.
 
     >>> import torch
     >>> config = {"conv_layers": 2, "filters_1": 8, "kernel_radius_1": 1, "filters_2": 16,
@@ -64,8 +64,8 @@ def growth_network(
     (torch.Size([5, 10]), 784)
     >>> growth_network({**config, "conv_layers": 4}, channels=1, classes=10, size=14)
     Traceback (most recent call last):
-    tune_ext.errors.InvalidValueError: conv_layers must be at most 3 for images of 14×14, because
-    each is followed by a pooling (14 → 7 → 3 → 1), got 4
+    tune_ext.errors.InvalidConfigurationError: conv_layers must be at most 3 for images of 14×14,
+    because each is followed by a pooling (14 → 7 → 3 → 1), got 4
     """
     if not isinstance(global_pooling, bool):
         raise InvalidTypeError(f"global_pooling must be True or False, got {global_pooling!r}")
@@ -107,7 +107,7 @@ def _check_poolings(count: int, size: int) -> None:
     most = most_poolings(size)
     if count > most:
         sizes = " → ".join(str(size >> k) for k in range(most + 1))
-        raise InvalidValueError(
+        raise InvalidConfigurationError(
             f"conv_layers must be at most {most} for images of {size}×{size}, because each is "
             f"followed by a pooling ({sizes}), got {count}"
         )

@@ -20,7 +20,7 @@ paper's are not public in what we have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ def _ranges(limits: Mapping[str, tuple[float, float]] | None) -> dict[str, _Rang
     for name, pair in (limits or {}).items():
         if name not in ranges:
             raise InvalidValueError(f"limits names {name!r}; there are {', '.join(ranges)}")
-        if isinstance(pair, str) or len(pair) != 2:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise InvalidTypeError(f"limits[{name!r}] must be (low, high), got {pair!r}")
         ranges[name] = ranges[name].within(name, pair)
     every: dict[str, _Range] = {}
@@ -154,7 +154,7 @@ def growth_domains(*, limits: Mapping[str, tuple[float, float]] | None = None) -
     there can be, and `tune_ext.models.growth_network` ignores those of layers that it has not.
 
     Args:
-        limits: See `growth_space`.
+        limits: See `growth_space`; equal ones are that value.
 
     >>> sorted(growth_domains(limits={"conv_layers": (1, 2), "fc_layers": (1, 1)}))
     ['batch_size', 'conv_layers', 'fc_layers', 'filters_1', 'filters_2', 'kernel_radius_1',
@@ -167,8 +167,12 @@ def _domain(known: _Range) -> Any:
     from ray import tune
 
     if not known.integer:
+        if known.low == known.high:
+            return known.low
         return (tune.loguniform if known.log else tune.uniform)(known.low, known.high)
     low, high = int(known.low), int(known.high)
+    if low == high:
+        return low
     return (tune.lograndint if known.log else tune.randint)(low, high + 1)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __all__ = [
     "DataNotFoundError",
+    "InvalidConfigurationError",
     "InvalidTypeError",
     "InvalidValueError",
     "MissingDependencyError",
@@ -29,6 +30,13 @@ class TuneExtError(Exception):
 
 class InvalidValueError(TuneExtError, ValueError):
     """An argument has a value that cannot work; the message names it and the fix."""
+
+
+class InvalidConfigurationError(InvalidValueError):
+    """A configuration of the searched space that cannot be built or trained.
+
+    A comparison counts its trial as failed and goes on; other errors of a trial are crashes.
+    """
 
 
 class UntraceableModelError(InvalidValueError):

@@ -313,8 +313,10 @@ class Watch(Callback):  # type: ignore[misc] # Ray's classes are untyped
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """An epoch was trained."""
+        """An epoch was trained, or a configuration cannot be: that is no crash."""
         self._in_a_row = 0
+        if "invalid" in result:
+            self.errors.append(str(result["invalid"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial crashed."""

@@ -24,6 +24,7 @@ from typing import Any
 
 from tune_ext._loss_monitor import SEARCHED
 from tune_ext.benchmark.tasks._base import Task, TaskRun
+from tune_ext.benchmark.tasks._invalid import InvalidRun
 from tune_ext.benchmark.tasks._own_rate import OwnRateRun, RungPlan, no_ladder, plan_rungs
 from tune_ext.benchmark.tasks.dag import DigitsDAG, FashionMNISTDAG
 from tune_ext.benchmark.tasks.digits import DigitsCNN, DigitsMLP
@@ -39,7 +40,7 @@ from tune_ext.benchmark.tasks.response_table import (
     ResponseFashionResNet,
 )
 from tune_ext.benchmark.tasks.tables import TABLES, TableTask
-from tune_ext.errors import InvalidValueError
+from tune_ext.errors import InvalidConfigurationError, InvalidValueError
 
 __all__ = [
     "CaliforniaHousing",
@@ -116,11 +117,17 @@ def create(name: str, **options: Any) -> Task:
 def start(task: Task, config: Mapping[str, Any], *, seed: int) -> TaskRun:
     """Start a run; with "exptest" for the learning rate, one that finds its own.
 
+    A configuration of the space that cannot be built is a run that trains nothing and ends as one
+    that diverged.
+
     Args:
         task: What is trained.
         config: See `Task.start`; "lr" may be "exptest".
         seed: See `Task.start`.
     """
     if config.get("lr") != SEARCHED:
-        return task.start(config, seed=seed)
+        try:
+            return task.start(config, seed=seed)
+        except InvalidConfigurationError as error:
+            return InvalidRun(str(error))
     return OwnRateRun(task, {k: v for k, v in config.items() if k != "lr"}, seed=seed)

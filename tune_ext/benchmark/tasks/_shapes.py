@@ -1,11 +1,10 @@
 """Pictures of shapes with textures, made by a rule: a labelled data set that needs no download.
 
 A picture shows one filled shape (disc, square, triangle, star or ring) with one texture (stripes
-or checks) in front of a background with a gradient, grain and clutter. Place, scale, angle,
-colours, contrast and the texture's angle, phase and period are drawn for each picture. The class is
-the shape and the texture together: ten in all. Scraps of both textures lie about, so that the
-texture must be seen where the shape is; the textures are fine, so that they fade as the pictures
-get smaller.
+or checks) in front of a background with a gradient and grain. Place, scale, tilt, colours and the
+texture's angle, phase and period are drawn for each picture. The class is the shape and the texture
+together: ten in all. Scraps of both textures may lie about, so that the texture must be seen where
+the shape is; the textures are fine, so that they fade as the pictures get smaller.
 """
 
 from __future__ import annotations
@@ -27,6 +26,19 @@ SIZE = 128
 
 VERSION = 1
 """Counted up when the same seed would give other pictures."""
+
+_SCRAPS = (0, 3)
+"""Fewer than the second number of them."""
+_RADIUS = (0.24, 0.42)
+"""Of a shape, as a share of the picture."""
+_TILT = 0.4
+"""Radians by which a shape is turned at most."""
+_PERIOD = (8, 18)
+"""Pixels of a texture's period."""
+_CONTRAST = 0.4
+"""By which the brightness of a shape's two colours differs at least, from 0 to 1."""
+_GRAIN = (0.01, 0.05)
+"""Deviation of the noise of each pixel."""
 
 _Plane = NDArray[np.float32]
 _SHAPES = ("disc", "square", "triangle", "star", "ring")
@@ -75,14 +87,14 @@ _ROWS, _COLUMNS = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 def _picture(label: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     shape, texture = divmod(label, len(_TEXTURES))
     canvas = _background(rng)
-    for _ in range(rng.integers(3, 7)):
+    for _ in range(rng.integers(*_SCRAPS)):
         _add_scrap(canvas, rng)
-    radius = SIZE * rng.uniform(0.16, 0.34)
+    radius = SIZE * rng.uniform(*_RADIUS)
     place = rng.uniform(0.9 * radius, SIZE - 0.9 * radius, 2)
-    x, y = _turned(place, rng.uniform(0, 2 * np.pi))
+    x, y = _turned(place, rng.uniform(-_TILT, _TILT))
     mask = _mask(_DISTANCES[_SHAPES[shape]](x / radius, y / radius) * radius)
-    _paint(canvas, mask, _pattern(texture, rng), _two_colours(rng, 0.25))
-    canvas += rng.normal(0, rng.uniform(0.02, 0.10), canvas.shape).astype(np.float32)
+    _paint(canvas, mask, _pattern(texture, rng), _two_colours(rng, _CONTRAST))
+    canvas += rng.normal(0, rng.uniform(*_GRAIN), canvas.shape).astype(np.float32)
     return np.clip(np.rint(canvas * 255), 0, 255).astype(np.uint8)
 
 
@@ -122,10 +134,10 @@ def _mask(distance: _Plane) -> _Plane:
 
 
 def _pattern(texture: int, rng: np.random.Generator) -> _Plane:
-    """From 0 to 1, with a period of 5 to 12 pixels."""
+    """From 0 to 1."""
     place = rng.uniform(0, SIZE, 2)
     x, y = _turned(place, rng.uniform(0, 2 * np.pi))
-    wave = np.float32(2 * np.pi / rng.uniform(5, 12))
+    wave = np.float32(2 * np.pi / rng.uniform(*_PERIOD))
     waves = np.sin(wave * x) if texture == 0 else np.sin(wave * x) * np.sin(wave * y)
     pattern: _Plane = np.clip(0.5 + 1.5 * waves, 0, 1)
     return pattern

@@ -23,7 +23,12 @@ from tune_ext.benchmark.tasks import _datasets, _image_folder, _shapes
 from tune_ext.benchmark.tasks._datasets import DataSet, Images, InMemory, PartName
 from tune_ext.benchmark.tasks._growth_data import Grown, Source, from_data_set, split
 from tune_ext.benchmark.tasks._training_task import TrainingTask
-from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
+from tune_ext.errors import (
+    DataNotFoundError,
+    InvalidConfigurationError,
+    InvalidTypeError,
+    InvalidValueError,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +59,7 @@ class GrowthTask(TrainingTask):
     (`tune_ext.resizing`): of a part of n images, n × channels × size² bytes.
 
     A configuration that has more poolings than its image size allows, or more than `most_weights`
-    weights, is an `InvalidValueError`.
+    weights, is an `InvalidConfigurationError`; a comparison counts its trial as failed.
 
     Args:
         size: The full height and width.
@@ -203,7 +208,7 @@ class GrowthTask(TrainingTask):
         with torch.device("meta"):
             weights = sum(p.numel() for p in build().parameters())
         if weights > self._most_weights:
-            raise InvalidValueError(
+            raise InvalidConfigurationError(
                 f"the network has {weights:,} weights, and the option most_weights allows "
                 f"{self._most_weights:,}: take more convolutions (each is followed by a pooling) "
                 "or fewer filters and units"
