@@ -1,4 +1,12 @@
-"""A training counted in seconds as what Ray trains: one step is one cycle of the learning rate."""
+"""A training counted in seconds as what Ray trains: one step is one cycle of the learning rate.
+
+tune.Tuner(
+    tune.with_parameters(TimedTrainable, seed=0, task=TaskSpec("cifar10-joint", {
+        "unit": "seconds", "budgets": [400, 1200, 3600, 10800], "device": "cuda"})),
+    tune_config=tune.TuneConfig(
+        search_alg=BOHBSearch(joint_space(), time_attr="train_seconds"),
+        scheduler=HyperBand("train_seconds", max_t=10800, min_t=400), ...))
+"""
 
 from __future__ import annotations
 
@@ -8,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune import Trainable
+from ray.tune.result import SHOULD_CHECKPOINT
 
+from tune_ext._checks import check_positive
 from tune_ext._warm_restarts import CosineRestarts
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tasks.joint import JointTask
-from tune_ext.errors import InvalidTypeError
+from tune_ext.errors import InvalidTypeError, StateError
 from tune_ext.raytune._base import RESERVED_KEY
 
 if TYPE_CHECKING:
@@ -26,27 +36,46 @@ _FILE = "run.pt"
 class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyped
     """A task of the joint search, trained from the end of one cycle to that of the next.
 
-    It reports there, where a network is at its best, and has a checkpoint there; every budget of
-    the task is such an end. Results have `train_seconds`, the training so far without validation,
-    which is what a scheduler is to count (``HyperBand(time_attr="train_seconds")``).
+    It reports there, where a network is at its best, and asks Ray for a checkpoint, from which a
+    promoted trial continues. Every budget of the task is such an end, overshot by one batch at
+    most: give a scheduler the same budgets. A trial ends with the last one, or when it diverges.
+
+    Results have, beside the metrics of `TaskRun.train_epoch`:
+
+    * `train_seconds`, the training so far without validation and saving, which is what a
+      scheduler is to count (``HyperBand(time_attr="train_seconds")``);
+    * `restart`, whether a cycle has ended there (a result between is that of a worse network);
+    * `epoch`, those that are over, and `parameters` of the network.
+
     `tune.with_parameters` passes the arguments of `setup`.
     """
 
-    def setup(self, config: dict[str, Any], task: TaskSpec, seed: int) -> None:
+    def setup(
+        self,
+        config: dict[str, Any],
+        task: TaskSpec,
+        seed: int = 0,
+        report_seconds: float | None = None,
+    ) -> None:
         """Start the first run.
 
         Args:
             config: Ray's configuration of the trial.
             task: What to train: a task of the joint search.
             seed: Of the data split, the weights and the batches.
+            report_seconds: Report after so much training, too, and not only where cycles end.
 
         Raises:
             InvalidTypeError: The task is another one.
+            InvalidValueError: A value is impossible.
         """
         made = task.create()
         if not isinstance(made, JointTask):
             raise InvalidTypeError(f"task must be one of the joint search, got {task.name!r}")
-        self._task, self._seed = made, seed
+        every = math.inf if report_seconds is None else report_seconds
+        if not math.isinf(every):
+            check_positive("report_seconds", every, below=math.inf)
+        self._task, self._seed, self._every = made, seed, every
         self._restarts: CosineRestarts = made.restarts
         self._begin(config)
 
@@ -58,16 +87,20 @@ class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyp
         self._parameters = count_parameters(lambda: self._task.build(values))
 
     def step(self) -> dict[str, Any]:
-        """Train to the end of the cycle."""
+        """Train to the end of the cycle, or until there is something to report."""
         run, end = self._run, self._restarts.next_boundary(self._run.position)
-        over = math.isinf(end)
-        metrics = {} if over else run.train_to(end, across=True)
+        metrics: dict[str, float | bool] = {}
+        if not math.isinf(end):
+            metrics = run.train_to(end, across=True, seconds=self._every)
+        next_end = self._restarts.next_boundary(run.position)
         return {
             **metrics,
             "epoch": run.epoch,
             "train_seconds": run.train_seconds,
+            "restart": next_end > end,
             "parameters": self._parameters,
-            "done": over or bool(metrics["diverged"]),
+            "done": math.isinf(next_end) or bool(metrics["diverged"]),
+            SHOULD_CHECKPOINT: next_end > end,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -87,10 +120,17 @@ class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyp
 
 
 def load_run(checkpoint: str | Path) -> dict[str, Any]:
-    """The state of a run in the folder of a checkpoint, for `TaskRun.load_state_dict`."""
+    """The state of a run in the folder of a checkpoint, for `TaskRun.load_state_dict`.
+
+    Raises:
+        StateError: It holds no such state.
+    """
     import torch
 
-    state: dict[str, Any] = torch.load(
-        Path(checkpoint, _FILE), map_location="cpu", weights_only=True
-    )
+    try:
+        state = torch.load(Path(checkpoint, _FILE), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StateError(f"{checkpoint} holds no run of the joint search: {error}") from error
+    if not isinstance(state, dict):
+        raise StateError(f"{checkpoint} holds no run of the joint search")
     return state
