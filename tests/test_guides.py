@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from tune_ext.brackets import bracket_table
+
 GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,3 +131,31 @@ def test_the_architecture_scaling_guide_runs(monkeypatch, capsys):
     )
     assert longer["lr"] < best["lr"]
     assert " times " in capsys.readouterr().out
+
+
+def test_the_joint_search_guide_runs_and_its_hours_are_right(monkeypatch, capsys):
+    made = []
+
+    class Recorder:
+        def __init__(self, trainable, tune_config):
+            made.append((trainable, tune_config))
+
+        def fit(self):
+            return []
+
+    monkeypatch.setattr(tune, "Tuner", Recorder)
+    names: dict[str, object] = {}
+    assert run_blocks("joint-search.md", names) == 2
+    assert int(capsys.readouterr().out.split()[1]) == pytest.approx(36.5e6, rel=0.002)
+    ((_, config),) = made
+    assert config.search_alg.metric == "validation_error"
+    table = bracket_table(10_800, 3, min_budget=400, rounding="published")
+    assert 8 * sum(rungs[0].size for rungs in table) == config.num_samples
+    continued = scratch = 0.0
+    for rungs in table:
+        before = 0.0
+        for rung in rungs:
+            continued += rung.size * (rung.budget - before)
+            scratch += rung.size * rung.budget
+            before = rung.budget
+    assert (8 * continued / 3600, 8 * scratch / 3600) == (304, 360)
