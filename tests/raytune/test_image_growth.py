@@ -23,8 +23,10 @@ from ConfigSpace import (
     UniformFloatHyperparameter,
     UniformIntegerHyperparameter,
 )
+from optuna.samplers import TPESampler
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.optuna import OptunaSearch
 
 from tests.raytune.test_restore import Ends
 from tune_ext import BOHBSearch, ImageGrowthSearch
@@ -103,8 +105,8 @@ def conditional() -> ConfigurationSpace:
     return space
 
 
-def needs(factory: str) -> None:
-    package = FACTORIES[factory][1]
+def needs(factory: Any) -> None:
+    package = FACTORIES[factory][1] if isinstance(factory, str) else None
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
 
@@ -115,8 +117,13 @@ def conditional_loss(config: dict[str, Any]) -> Any:
     return valley(config) + config["opt"].get("momentum", 0.5) + config["image_size"] / 100
 
 
-@pytest.mark.parametrize("factory", FACTORIES)
-def test_conditions_ordinals_and_forbidden_clauses_under_every_searcher(factory: str) -> None:
+def own_optuna(stage: GrowthStage) -> Searcher:
+    """As users have it: with a sampler and without a space."""
+    return OptunaSearch(sampler=TPESampler(seed=stage.seed))
+
+
+@pytest.mark.parametrize("factory", [*FACTORIES, own_optuna])
+def test_conditions_ordinals_and_forbidden_clauses_under_every_searcher(factory: Any) -> None:
     needs(factory)
     sizes = [(8, 4), (16, 8)] if factory in ("gp", "smac") else [(8, 14), (16, 12), (32, 9)]
     search = grown(factory, sizes, space=conditional())

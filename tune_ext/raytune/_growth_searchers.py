@@ -90,7 +90,10 @@ class StageSearcher:
         searcher = factory(stage)
         if not isinstance(searcher, Searcher):
             raise InvalidTypeError(f"searcher_factory must return a Ray searcher, got {searcher!r}")
-        searcher.set_search_properties(stage.metric, stage.mode, stage.domains())
+        # Whether it searches our Tune domains, which have no conditions and no constants.
+        self._domains = bool(
+            searcher.set_search_properties(stage.metric, stage.mode, stage.domains())
+        )
         self.searcher = searcher
         self._ids: dict[str, str] = {}
 
@@ -139,16 +142,21 @@ class StageSearcher:
         return {**kept, "trial_id": self._ids[trial_id]}
 
     def tell(self, config: Mapping[str, Any], value: float) -> None:
-        """Tell it what is known of a configuration; not if it takes no such thing."""
+        """Tell it what is known of a configuration; not if it takes no such thing.
+
+        What lies outside the stage's space is not told: searchers refuse it.
+        """
+        space = self.stage.space
+        if not all(space[name].legal_value(value) for name, value in config.items()):
+            return
+        told = dict(config)
+        if self._domains:
+            free = [p for p in space.values() if not isinstance(p, Constant)]
+            told = {p.name: config.get(p.name, plain(p.default_value)) for p in free}
         try:
-            legal = self._legal(config) is not None
-            if legal and self._within(config):
-                self.searcher.add_evaluated_point(dict(config), value)
+            self.searcher.add_evaluated_point(told, value)
         except (NotImplementedError, AttributeError):
             return
-
-    def _within(self, config: Mapping[str, Any]) -> bool:
-        return all(self.stage.space[name].legal_value(value) for name, value in config.items())
 
     def hears_of(self, callback: str, trial_id: str) -> None:
         """Pass a pause on; a searcher that does not know pauses need not hear of them."""
