@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import types
@@ -49,7 +50,10 @@ class Trainer:
 
 
 class Tuner:
-    """What Ray does with a searcher and a function, some trials one after another in here."""
+    """What Ray does with a searcher and a function, trials one after another in here.
+
+    Four of them, or as many as the searcher has.
+    """
 
     def __init__(self, trainable, param_space, tune_config):
         self.trainable, self.space, self.config = trainable, param_space, tune_config
@@ -59,8 +63,13 @@ class Tuner:
         search = self.config.search_alg
         assert search.set_search_properties(None, None, self.space)
         constants = {k: v for k, v in self.space.items() if not isinstance(v, Domain)}
-        for number in range(min(self.config.num_samples, 4)):
-            config = {**constants, **search.suggest(f"trial{number}")}
+        for number in itertools.count():
+            if number == (4 if self.config.num_samples > 0 else None):
+                break
+            suggested = search.suggest(f"trial{number}")
+            if suggested == "FINISHED":
+                break
+            config = {**constants, **suggested}
             with pytest.MonkeyPatch.context() as patch:
                 reports = []
                 patch.setattr(tune, "report", reports.append)
@@ -159,3 +168,25 @@ def test_the_joint_search_guide_runs_and_its_hours_are_right(monkeypatch, capsys
             scratch += rung.size * rung.budget
             before = rung.budget
     assert (8 * continued / 3600, 8 * scratch / 3600) == (304, 360)
+
+
+def test_the_image_growth_guide_runs(monkeypatch, capsys):
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    torch.manual_seed(0)
+    images = torch.randn(96, 1, 8, 8)
+    labels = images.mean((1, 2, 3)).argsort().argsort() * 10 // 96
+
+    def validate(model, size):
+        assert size in (4, 8)
+        return float(sum(parameter.norm() for parameter in model.parameters()).detach())
+
+    names = {"images": images, "labels": labels, "epochs": 1, "validate": validate}
+    names["__name__"] = "guide"
+    assert run_blocks("image-growth.md", names) == 2
+    said = capsys.readouterr().out
+    assert "image_size': 8" in said
+    assert "correlation" in said
+    assert sorted(r.config["image_size"] for r in names["results"].results) == [4] * 12 + [8] * 8
+    assert names["search"].set_search_properties("loss", "min", names["tuner"].space)
+    assert set(names["search"].suggest("a")) == {"lr", "filters", "image_size"}
+    assert capsys.readouterr().out == "12 trials on 4 pixels\n"
