@@ -227,7 +227,9 @@ def _print_table(part: TaskReport) -> None:
     for place, column in enumerate(COLUMNS):
         # Two lines, so that the cells decide the widths and nothing in them is broken.
         heading = column.replace(" [", "\n[").replace(" (", "\n(").replace("error, ", "error,\n")
-        table.add_column(heading, justify="left" if place in (0, 5) else "right", no_wrap=True)
+        table.add_column(
+            heading, justify="left" if place in (0, _CHOSEN) else "right", no_wrap=True
+        )
     for row in part.rows:
         table.add_row(*_shortened(row, part.parameters))
     console = Console()

@@ -12,14 +12,28 @@ STUDY = {"title": "t", "settings": {"final_seeds": 1, "budget_unit": "epochs"}}
 def test_rows_are_sorted_by_test_error_and_those_without_come_last():
     records = [
         make_record("broken", test_errors=(), failures=["no"], recommendation={}),
-        make_record("worse", seed=0, test_errors=(0.4,)),
+        make_record("worse", seed=0, test_errors=(0.4,), busy_seconds=9.0, cpu_seconds=3.0),
         make_record("worse", seed=1, test_errors=(0.6,)),
-        make_record("better", test_errors=(0.1,), recommendation={"config": {"lr": 0.0123}}),
+        make_record(
+            "better",
+            test_errors=(0.1,),
+            recommendation={"config": {"lr": 0.0123}},
+            busy_seconds=9.0,
+        ),
     ]
     assert table_rows(analyse(records, STUDY).tasks[0]) == [
-        ("better", "10.00 %", "10.00 (one seed) %", "10", "2.0", "lr 0.012", "0 of 1"),
-        ("worse", "50.00 % [40.00, 60.00]", "50.00 ± 10.00 %", "10", "2.0", "lr 0.01", "0 of 2"),
-        ("broken", "none", "none", "10", "2.0", "none", "1 of 1"),
+        ("better", "10.00 %", "10.00 (one seed) %", "10", "2.0", "9.0", "lr 0.012", "0 of 1"),
+        (
+            "worse",
+            "50.00 % [40.00, 60.00]",
+            "50.00 ± 10.00 %",
+            "10",
+            "2.0",
+            "3.0",
+            "lr 0.01",
+            "0 of 2",
+        ),
+        ("broken", "none", "none", "10", "2.0", "", "none", "1 of 1"),
     ]
 
 

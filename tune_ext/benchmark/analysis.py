@@ -113,6 +113,8 @@ class MethodResult:
         failed: How many cells have a failure.
         units: Median of what the search used.
         seconds: Median duration of the search.
+        trained: Median of what the trials of a search cost in training, all together: seconds of
+            the processor where that is recorded, else on the study's clock; None if unknown.
         idle: Mean share of the workers' time in which they had nothing to do; None if unknown.
         to_target: Median of the budget used when it reached the target; inf if it rarely did,
             None without a target.
@@ -128,6 +130,7 @@ class MethodResult:
     failed: int
     units: float
     seconds: float
+    trained: float | None
     idle: float | None
     to_target: float | None
     chosen: Mapping[str, str]
@@ -396,6 +399,7 @@ def _result(
         failed=sum(bool(r.failures) for r in group),
         units=median(used(r) for r in group),
         seconds=median(_seconds(r) for r in group),
+        trained=median(trained) if (trained := _trained(group)) else None,
         idle=fmean(idle) if idle else None,
         to_target=None if target is None or not any(curves) else median(reached),
         chosen=_chosen(group),
@@ -404,6 +408,11 @@ def _result(
 
 def _seconds(record: CellRecord) -> float:
     return float(record.makespan if record.makespan is not None else record.search_seconds)
+
+
+def _trained(group: Sequence[CellRecord]) -> list[float]:
+    costs = (r.busy_seconds if r.cpu_seconds is None else r.cpu_seconds for r in group)
+    return [float(cost) for cost in costs if cost is not None]
 
 
 def _idle(record: CellRecord) -> float | None:

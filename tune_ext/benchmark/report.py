@@ -33,6 +33,7 @@ COLUMNS = (
     "mean ± SE",
     "used (median)",
     "search, s (median)",
+    "training in it, s (median)",
     "chosen (median, range)",
     "failures",
 )
@@ -58,6 +59,7 @@ def table_rows(task: TaskAnalysis) -> list[tuple[str, ...]]:
             _mean(m, task),
             f"{m.units:.4g}",
             f"{m.seconds:.1f}",
+            "" if m.trained is None else f"{m.trained:.1f}",
             ", ".join(f"{name} {told}" for name, told in m.chosen.items()) or "none",
             f"{m.failed} of {len(m.cells)}",
         )
