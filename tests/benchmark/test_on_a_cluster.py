@@ -112,7 +112,7 @@ def test_settings_of_a_submitted_job_are_not_named_again():
     job = json.dumps({"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "4"}}})
     environment = {"RAY_JOB_CONFIG_JSON_ENV_VAR": job, "OMP_NUM_THREADS": "4", "TUNE_EXT_DATA": "d"}
     handed = on_cluster("auto", environment)["runtime_env"]["env_vars"]
-    assert handed == {"TUNE_EXT_DATA": "d"}
+    assert handed == {"TUNE_EXT_DATA": "d", "TUNE_EXT_CACHE": "~/.cache/tune_ext"}
 
 
 def test_ledger_gives_each_epoch_once_and_those_of_lost_nodes_again():

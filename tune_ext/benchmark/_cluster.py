@@ -14,6 +14,7 @@ _HANDED_ON = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "TUNE_EXT_CACHE",
     "TUNE_EXT_DATA",
 )
 """Of this process's environment, what trials on other machines get as well."""
@@ -29,12 +30,14 @@ def on_cluster(address: str, environment: Mapping[str, str] = os.environ) -> dic
         address: Of the cluster.
         environment: Of this process.
 
-    >>> on_cluster("auto", {"TUNE_EXT_DATA": "/data", "HOME": "/root"})
-    {'address': 'auto', 'runtime_env': {'env_vars': {'TUNE_EXT_DATA': '/data'}}}
+    >>> on_cluster("auto", {"TUNE_EXT_DATA": "/data", "HOME": "/root"})["runtime_env"]
+    {'env_vars': {'TUNE_EXT_CACHE': '~/.cache/tune_ext', 'TUNE_EXT_DATA': '/data'}}
     """
     job = json.loads(environment.get(_JOB, "{}")).get("runtime_env") or {}
     named = job.get("env_vars") or {}
-    handed = {k: environment[k] for k in _HANDED_ON if k in environment and k not in named}
+    # With a cache, a node reads a data set once and not once for each of its trials.
+    known = {"TUNE_EXT_CACHE": "~/.cache/tune_ext", **environment}
+    handed = {k: known[k] for k in _HANDED_ON if k in known and k not in named}
     return {"address": address, "runtime_env": {"env_vars": handed}}
 
 

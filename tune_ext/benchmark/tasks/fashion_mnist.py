@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,10 @@ from tune_ext.benchmark.tasks._data import (
     read_images,
     resize,
 )
+from tune_ext.benchmark.tasks._shared import shared, sharing
 from tune_ext.benchmark.tasks._training_task import TrainingTask, check_counts
 from tune_ext.errors import DataNotFoundError, InvalidValueError
+from tune_ext.resizing import fingerprint_of_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,8 +48,34 @@ def _folders(data_dir: str | None) -> Iterator[Path]:
         yield Path("/usr/share/datasets/fashion-mnist")
 
 
+_Key = tuple[tuple[Path, ...], tuple[int, int], int, str, int]
+
+
 @lru_cache(maxsize=2)
 def _fashion(
+    files: tuple[Path, ...], sizes: tuple[int, int], image_size: int, subset: str, seed: int
+) -> Split:
+    """The parts, cached in this process or, where data is shared, on this machine."""
+    key: _Key = (files, sizes, image_size, subset, seed)
+    if not sharing():
+        return _scaled(*key)
+    origin = f"{fingerprint_of_files(files)}|{key}"
+    made: list[Split] = []
+
+    def stacked(what: str) -> NDArray[Any]:
+        if not made:
+            made.append(_scaled(*key))
+        parts = (made[0].train, made[0].validation, made[0].test)
+        return np.concatenate([getattr(part, what) for part in parts])
+
+    images = shared("fashion", f"fashion|{origin}", lambda: stacked("images"))
+    labels = shared("labels", f"fashion|{origin}", lambda: stacked("labels"))
+    cuts = (0, sizes[0], sum(sizes), len(labels))
+    train, validation, test = (Part(images[a:b], labels[a:b]) for a, b in pairwise(cuts))
+    return Split(train, validation, test)
+
+
+def _scaled(
     files: tuple[Path, ...], sizes: tuple[int, int], image_size: int, subset: str, seed: int
 ) -> Split:
     train, validation = sizes

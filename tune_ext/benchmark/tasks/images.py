@@ -16,7 +16,8 @@ from tune_ext._checks import check_count
 from tune_ext._random import generator
 from tune_ext.benchmark.tasks import _datasets, _image_folder
 from tune_ext.benchmark.tasks._data import Part, channel_scale, stratified_order
-from tune_ext.benchmark.tasks._datasets import DataSet, open_part
+from tune_ext.benchmark.tasks._datasets import DataSet
+from tune_ext.benchmark.tasks._shared import part_images, part_labels
 from tune_ext.benchmark.tasks._training_task import TrainingTask
 from tune_ext.errors import DataNotFoundError, InvalidValueError
 
@@ -80,15 +81,15 @@ class _Drawn:
 
 @lru_cache(maxsize=1)
 def _all_images(data: DataSet, folder: Path, size: int) -> NDArray[np.uint8]:
-    images = open_part(data, folder, "train")
-    return images.load(np.arange(len(images.labels)), size)
+    rows = np.arange(len(part_labels(data, folder, "train")))
+    return part_images(data, folder, "train", size, rows)
 
 
 @lru_cache(maxsize=1)
 def _test_images(data: DataSet, folder: Path, size: int) -> Part:
-    images = open_part(data, folder, "test")
-    rows = np.arange(len(images.labels))
-    return Part(images.load(rows, size), images.labels, rows)
+    labels = part_labels(data, folder, "test")
+    rows = np.arange(len(labels))
+    return Part(part_images(data, folder, "test", size, rows), labels, rows)
 
 
 @lru_cache(maxsize=2)
@@ -96,21 +97,22 @@ def _draw(
     data: DataSet, folder: Path, size: int, sizes: tuple[int | None, int | None], seed: int
 ) -> _Drawn:
     """Draw disjoint training and validation images from those that are for training."""
-    source = open_part(data, folder, "train")
-    total = len(source.labels)
+    known = part_labels(data, folder, "train")
+    total = len(known)
     validation = max(1, round(total * data.validation_share)) if sizes[1] is None else sizes[1]
     train = total - validation if sizes[0] is None else sizes[0]
     if train < 2 or train + validation > total:
         raise InvalidValueError(
             f"train_size + validation_size must be at most {total}, got {train} + {validation}"
         )
-    order = stratified_order(source.labels, generator(seed, data.title, "split"))
+    order = stratified_order(known, generator(seed, data.title, "split"))
     order = order[: train + validation]
-    labels = source.labels[order]
+    labels = known[order]
     if len(order) == total:  # the same for every seed
         images, rows = _all_images(data, folder, size), order
     else:
-        images, rows = source.load(order, size), np.arange(len(order))
+        images = part_images(data, folder, "train", size, order)
+        rows = np.arange(len(order))
     scale = channel_scale(images, rows[validation:])
     return _Drawn(
         Part(images, labels[validation:], rows[validation:], scale),
