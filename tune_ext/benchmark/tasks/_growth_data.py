@@ -91,6 +91,7 @@ def _greyed(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out
 
 
+@lru_cache(maxsize=8)
 def from_data_set(
     data: DataSet,
     folder: Path,
@@ -99,7 +100,7 @@ def from_data_set(
     grey: bool,
     cache_dir: str | None,
 ) -> Source:
-    """A data set of files.
+    """A data set of files; what they are is looked up once in this process.
 
     Args:
         data: What it is.
