@@ -7,7 +7,11 @@ checked here. Each check is shown to fail on a broken copy.
 from __future__ import annotations
 
 import copy
+import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -257,6 +261,62 @@ def test_broken_copies_are_told(name, path, value, told):
     put(path, value)(config)
     found = problems(name, config)
     assert any(told in problem for problem in found), found
+
+
+FAKE_AWS = """#!/bin/sh
+printf '%s\\n' "$*" | tr '\\n' ' ' >> "$CALLS"; echo >> "$CALLS"
+case "$*" in
+  *create-role*) echo "EntityAlreadyExists: it was there" >&2; exit 254 ;;
+  *describe-vpcs*) echo vpc-1 ;;
+  *describe-security-groups*) echo sg-1 ;;
+  *get-caller-identity*) echo 42 ;;
+  *get-parameter*) echo ami-1 ;;
+  *"$FAILS"*) echo "AccessDenied: you may not" >&2; exit 254 ;;
+esac
+"""
+
+
+def prepare(tmp_path, fails="nothing"):
+    fake = tmp_path / "aws"
+    fake.write_text(FAKE_AWS, encoding="utf-8")
+    fake.chmod(0o755)
+    shutil.copy(ROOT / "cluster.yaml", tmp_path)
+    script = str(ROOT / "docs" / "cluster" / "prepare-aws.sh")
+    environment = {**os.environ, "AWS": str(fake), "CALLS": str(tmp_path / "calls")}
+    return subprocess.run(
+        ["sh", script, "eu-west-1", "my-bucket", "198.51.100.7"],
+        cwd=tmp_path,
+        env={**environment, "FAILS": fails},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_prepared_account_lets_in_ssh_from_one_address(tmp_path):
+    done = prepare(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = (tmp_path / "calls").read_text(encoding="utf-8")
+    opened = [line for line in calls.splitlines() if "authorize-security-group-ingress" in line]
+    assert len(opened) == 2
+    assert "--port 22 --cidr 198.51.100.7/32" in opened[0]
+    assert "--source-group sg-1" in opened[1]
+    policies = re.findall(r"--policy-document (\{.*\})", calls)
+    worker, head = (json.dumps(json.loads(policy)) for policy in policies)
+    assert "arn:aws:s3:::my-bucket/*" in worker
+    assert "ec2:" not in worker
+    assert "role/tune-ext-worker" in head
+    config = yaml.safe_load((tmp_path / "my-cluster.yaml").read_text(encoding="utf-8"))
+    assert problems(AWS, config) == []
+    assert not any("REPLACE_ME" in text for text in texts(config))
+    assert config["provider"]["availability_zone"].startswith("eu-west-1a,")
+
+
+def test_prepare_ends_with_what_is_not_allowed(tmp_path):
+    done = prepare(tmp_path, fails="create-instance-profile")
+    assert done.returncode == 1
+    assert "AccessDenied" in done.stdout
+    assert not (tmp_path / "my-cluster.yaml").exists()
 
 
 def test_what_a_user_fills_in_is_marked():
