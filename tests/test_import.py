@@ -41,7 +41,7 @@ def test_the_package_starts_neither_torch_nor_ray() -> None:
         ("tune_ext.scaling; tune_ext.scaling.plan_of_dag('2_12').factor()", ("ray", "torch")),
         ("tune_ext._trace, tune_ext._initialize, tune_ext.models", ("ray",)),
         ("tune_ext.benchmark.tasks", ("ray",)),
-        ("tune_ext.brackets, tune_ext.bohb", ("ray", "torch")),
+        ("tune_ext.brackets, tune_ext.bohb, tune_ext.image_growth", ("ray", "torch")),
         ("tune_ext.spaces; tune_ext.spaces.joint_space()", ("ray", "torch")),
     ],
 )

@@ -102,6 +102,26 @@ def test_a_config_space_with_conditions_ordinals_and_integers() -> None:
     assert space.sample_configuration() == before, "the caller's space was drawn from"
 
 
+def test_conditions_and_several_workers_survive_a_restore(tmp_path: Path) -> None:
+    space = ConfigurationSpace()
+    kind, momentum = Categorical("kind", ["sgd", "adam"]), Float("momentum", (0.0, 0.99))
+    space.add(kind, momentum, Integer("width", (1, 99)))
+    space.add(EqualsCondition(momentum, kind, "sgd"))
+    one, other = searched(space, n_trials=12), SMACSearch()
+    before, _ = play(one, lambda c: c["width"], trials=6, workers=3, epochs=1)
+    running = {name: one.suggest(name) for name in ("a", "b")}
+    one.save(str(tmp_path / "state"))
+    other.restore(str(tmp_path / "state"))
+    after = []
+    for search in (one, other):
+        for name in ("b", "a"):  # in another order than they were asked for
+            search.on_trial_complete(name, {"loss": running[name]["width"]})
+        after.append([search.suggest(f"c{i}") for i in range(2)])
+    assert after[0] == after[1]
+    configs = [json.dumps(c) for c in [*(t.config for t in before), *running.values(), *after[0]]]
+    assert len(set(configs)) == len(configs) == 10
+
+
 def test_a_finite_space_is_tried_once_and_then_the_run_ends() -> None:
     trials, finished = play(searched({"x": tune.randint(0, 5)}), lambda c: c["x"], trials=50)
     assert finished
