@@ -20,6 +20,10 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tune_ext.benchmark._preflight import hints, room
+from tune_ext.benchmark.cell_run import Place
+from tune_ext.benchmark.study_file import load_study
+
 ROOT = Path(__file__).parents[1]
 CLOUDS = ["cluster.yaml", "docs/cluster/gcp.yaml"]
 LAUNCHED = [*CLOUDS, "docs/cluster/local.yaml"]
@@ -317,6 +321,26 @@ def test_prepare_ends_with_what_is_not_allowed(tmp_path):
     assert done.returncode == 1
     assert "AccessDenied" in done.stdout
     assert not (tmp_path / "my-cluster.yaml").exists()
+
+
+def test_machines_have_what_the_table_says():
+    """The resources of a worker are those of its machine, as the guide's table has them."""
+    guide = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+\.\S+|g2-\S+) .*\| CPU (\d+), GPU (\d+) \|$", guide, re.MULTILINE)
+    table = {name: {"CPU": int(cpus), "GPU": int(gpus)} for name, cpus, gpus in rows}
+    assert len(table) == 9
+    for name in CLOUDS:
+        for kind, node in load(name)["available_node_types"].items():
+            machine = node["node_config"]
+            if kind != "head":
+                what = machine.get("InstanceType") or machine["machineType"]
+                assert table[what] == node["resources"]
+
+
+def test_first_study_fits_the_cluster():
+    study = load_study(ROOT / "docs" / "cluster" / "first" / "study.toml")
+    assert hints(Place("auto", "/shared", gpus_per_trial=0.25), study) == []
+    assert room({"CPU": 1, "GPU": 0.25}, [({"CPU": 4, "GPU": 1}, 1)]) == study.workers
 
 
 def test_what_a_user_fills_in_is_marked():
