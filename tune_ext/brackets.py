@@ -127,6 +127,8 @@ class Brackets(Rules):
             return Decision.STOP
         play, index = self._home[trial]
         bracket = self._rungs(play)
+        if trial in self._paused:  # it should not have gone on
+            return Decision.PAUSE
         if budget < bracket[index].budget * (1 - CLOSE):
             return Decision.CONTINUE
         level = self._plays[play].levels[index]
