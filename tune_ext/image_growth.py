@@ -182,18 +182,20 @@ class ImageGrowth:
     def tell(self, trial: str, loss: float | None) -> tuple[int, dict[str, Any]] | None:
         """A trial has ended; lower is better; None, NaN and infinities are failures.
 
+        A number replaces a failure: the trial was run again, or only thought to be lost.
+
         Returns:
-            Its stage and configuration; None for a name that was never asked for, or a second
-            result, which change nothing.
+            Its stage and configuration; None for a name that was never asked for, or any other
+            second result, which change nothing.
         """
         number = self._where.get(trial)
         if number is None:
             return None
         found = next((t for t in self._stages[number].trials if t.name == trial), None)
-        if found is None or found.done:
+        finite = float(loss) if loss is not None and math.isfinite(loss) else None
+        if found is None or (found.done and (found.loss is not None or finite is None)):
             return None
-        found.done = True
-        found.loss = float(loss) if loss is not None and math.isfinite(loss) else None
+        found.done, found.loss = True, finite
         after = self._stages[number + 1] if number + 1 < len(self._stages) else None
         found.late = after is not None and after.carried is not None
         return number, dict(found.config)

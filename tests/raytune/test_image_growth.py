@@ -346,6 +346,8 @@ def test_lost_trials_are_given_up_when_ray_has_nothing_else(monkeypatch: Any) ->
         config = search.suggest("x")
     assert config["image_size"] == 16
     assert search.explain().rows[0]["failed"] == 10
+    search.on_trial_complete("t0", {"loss": 0.5})  # it was only slow
+    assert search.explain().rows[0]["failed"] == 9
 
 
 # --- spaces and arguments --------------------------------------------------------------------

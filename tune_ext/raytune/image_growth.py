@@ -21,7 +21,7 @@ from tune_ext.raytune._space import unflatten
 
 __all__ = ["GrowthStage", "ImageGrowthSearch"]
 
-_LOST_AFTER = 5
+_LOST_AFTER = 20
 """Ray asks once a second while it has nothing at all to run: then the trials awaited are lost."""
 
 
