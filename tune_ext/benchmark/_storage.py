@@ -166,9 +166,9 @@ class Mirror:
             temporary.write_bytes(there)
             temporary.replace(path)
 
-    def put(self) -> None:
-        """Send what has changed, now and then; a failure is remembered, and tried again."""
-        if time.monotonic() >= self._next:
+    def put(self, *, now: bool = False) -> None:
+        """Send what has changed, now and then or now; what fails is remembered, and tried again."""
+        if now or time.monotonic() >= self._next:
             self._put(("study.json", "records.jsonl"))
             self._next = time.monotonic() + _EVERY
 
@@ -199,7 +199,7 @@ class Mirror:
                 continue
             try:
                 self._storage.write(name, path.read_bytes())
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 self._problem = _told(error)
                 return
             self._sent[name] = seen

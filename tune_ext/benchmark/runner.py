@@ -251,22 +251,27 @@ def run_study(
         crew = [_Job(worker, logs / f"job-{n}.log", place) for n in range(min(jobs, len(waiting)))]
         ended = False
         try:
-            for record in _work(study, crew, waiting, observer, place):
+            for record in _work(study, crew, waiting, observer, place, mirror):
                 store.append(record)
-                if mirror is not None:
-                    mirror.put()
                 finished[record.key] = record
                 observer.finish_cell(record)
             ended = True
         finally:
             store.close()
+            if mirror is not None:
+                mirror.put(now=True)
             for job in crew:
                 job.close(kill=not ended)
     return [finished[c.key] for c in cells]
 
 
 def _work(
-    study: Study, crew: list[_Job], waiting: deque[Cell], observer: Observer, place: Place
+    study: Study,
+    crew: list[_Job],
+    waiting: deque[Cell],
+    observer: Observer,
+    place: Place,
+    mirror: Mirror | None,
 ) -> Iterator[CellRecord]:
     """Yield a record whenever a cell is finished."""
     while True:
@@ -284,6 +289,8 @@ def _work(
             if job.run is not None and job.run.phase is Phase.DONE:
                 run, job.run = job.run, None
                 yield run.record()
+        if mirror is not None:
+            mirror.put()
         observer.tick([job.run for job in running if job.run is not None])
 
 

@@ -124,9 +124,9 @@ class Study:
             which other work on the machine does not prolong.
         workers: How many trials of a cell can run at once. An epoch is paid for when it
             begins: when all are paid for no other begins, and those that are under way are
-            finished. Two cases are less exact, each by at most `workers - 1` epochs that
-            nobody sees: trials on a cluster, and trials that are really trained under a
-            budget in seconds, as what an epoch takes is known when it is over.
+            finished. Less exact, by at most `workers - 1` epochs that nobody sees, is a budget
+            in seconds of trials that are really trained, as what an epoch takes is known when
+            it is over.
     """
 
     title: str
