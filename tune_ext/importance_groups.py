@@ -88,8 +88,9 @@ class GroupedImportance:
     def rank_correlation(self, first: Any, second: Any) -> Estimate:
         """Spearman's correlation of the parameters' main effects in two groups.
 
-        NaN with fewer than three parameters. Effects that are all noise have no order: the
-        interval, and whether the large effects agree, say more than the value.
+        NaN with fewer than three parameters. Effects that are all noise have no order, and a
+        resample, which has fewer distinct trials, has more noise: the interval lies lower than
+        the value, and may not hold it. Whether the large effects agree says more.
         """
         a, b = self._draws(first), self._draws(second)
         mains = [[self.groups[g].main[n].mean for n in self.names] for g in (first, second)]

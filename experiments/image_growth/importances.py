@@ -37,6 +37,7 @@ from tune_ext.importance_groups import Estimate, GroupedImportance, importance_b
 
 HERE = Path(__file__).parent
 LAYERS = ("conv_layers", "fc_layers")
+RATE, USEFUL = "learning_rate", (1e-3, 3e-2)
 SEED, RESAMPLES = 0, 500
 
 Rows = Mapping[int, Mapping[int, Mapping[str, Any]]]
@@ -238,8 +239,39 @@ def report(path: Path, resamples: int = 200) -> Path:
     )
     page = path.with_suffix(".md")
     draw_groups(spec.label, found, path.with_suffix(""))
-    page.write_text("\n".join(_page(spec, rows, numbers, errors, found, path)), encoding="utf-8")
+    lines = _page(spec, rows, numbers, errors, found, path)
+    lines += _useful(spec, configs, values, resamples)
+    page.write_text("\n".join(lines), encoding="utf-8")
     return page
+
+
+def _useful(
+    spec: TaskSpec, configs: list[dict[str, Any]], values: list[float | None], resamples: int
+) -> list[str]:
+    """The same among the learning rates with which most networks learn, if there are enough."""
+    space = spec.create().space
+    if RATE not in space:
+        return []
+    limits = {**(spec.options.get("limits") or {}), RATE: USEFUL}
+    narrow = TaskSpec(spec.name, {**spec.options, "limits": limits}).create().space
+    kept = [i for i, c in enumerate(configs) if USEFUL[0] <= c[RATE] <= USEFUL[1]]
+    if len(kept) < 40 * len({c["image_size"] for c in configs}):
+        return []
+    chosen = [configs[i] for i in kept], [values[i] for i in kept]
+    found = importance_by(narrow, *chosen, group_by="image_size", resamples=resamples, pairs=False)
+    count = len(kept) // len(found.groups)
+    fit = ", ".join(f"{group.r2:.2f} at {size}" for size, group in found.groups.items())
+    return [
+        f"## With learning rates from {USEFUL[0]:g} to {USEFUL[1]:g}",
+        "",
+        f"Over the whole range the rate decides whether a network learns at all. {count} of the "
+        f"configurations have one of these rates. R² of the forests: {fit}.",
+        "",
+        *groups_markdown(found),
+        "",
+        *(f"* {line}" for line in verdict(found)),
+        "",
+    ]
 
 
 def _page(
@@ -256,7 +288,9 @@ def _page(
         "",
         f"{len(numbers)} random configurations, each trained once at {_listed(sizes)} pixels with "
         "the same images and seeds. Shares of the variance of the validation error by functional "
-        "ANOVA of a random forest; 95 % intervals from resampled configurations.",
+        "ANOVA of a random forest; 95 % intervals from resampled configurations, of which fewer "
+        "are distinct, so that what a resample says has more noise: intervals of rank correlations "
+        "lie low.",
         "",
         *(f"* {line}" for line in verdict(found)),
         "",
