@@ -24,7 +24,7 @@ __all__ = ["CLASSES", "SIZE", "draw", "labels_of", "pictures"]
 SIZE = 128
 """Height and width in which everything is drawn."""
 
-VERSION = 1
+VERSION = 2
 """Counted up when the same seed would give other pictures."""
 
 _SCRAPS = (0, 3)
