@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import io
 import os
@@ -148,7 +149,8 @@ def _compare(options: argparse.Namespace) -> int:
     _print_report(store)
     if mirror is not None and trials is not None:
         mirror.finish()
-        trials.remove()
+        with contextlib.suppress(OSError):  # what is left there costs room, no more
+            trials.remove()
     return 0
 
 

@@ -82,10 +82,13 @@ class Storage:
     def remove(self, name: str = "") -> None:
         """Remove a file or a directory with everything in it; nothing to remove is fine."""
         path = self._path(name) if name else self._root
-        with contextlib.suppress(FileNotFoundError):
-            if self._files.get_file_info(path).is_file:
+        from pyarrow import fs
+
+        kind = self._files.get_file_info(path).type
+        with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            if kind == fs.FileType.File:
                 self._files.delete_file(path)
-            else:
+            elif kind != fs.FileType.NotFound:
                 self._files.delete_dir(path)
 
     def names(self) -> list[str]:
