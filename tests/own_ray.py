@@ -1,10 +1,11 @@
-"""A Ray of a process's own, started patiently."""
+"""A Ray of a process's own, or several nodes, started patiently."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import ray
+from ray.cluster_utils import Cluster
 
 ATTEMPTS = 3
 """On a busy machine a limit of 30 s passes that Ray does not let us change."""
@@ -28,3 +29,25 @@ def start(**options: Any) -> None:
                 raise
         else:
             return
+
+
+def start_nodes(*nodes: dict[str, Any]) -> Cluster:
+    """Start a head that trains nothing, and nodes; this process is connected to none of them.
+
+    Args:
+        nodes: What each has, such as `{"num_cpus": 1, "num_gpus": 1}`; GPUs only Ray believes in.
+    """
+    small = {"object_store_memory": 80 * 1024**2}
+    for attempt in range(1, ATTEMPTS + 1):
+        cluster = Cluster()
+        try:
+            cluster.add_node(num_cpus=0, include_dashboard=False, **small)
+            for node in nodes:
+                cluster.add_node(**node, **small)
+        except Exception:
+            cluster.shutdown()
+            if attempt == ATTEMPTS:
+                raise
+        else:
+            break
+    return cluster

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests import own_ray
 from tests.benchmark.examples import make_study
 from tests.benchmark.test_simulated_cells import Quiet
 from tune_ext import cli
@@ -215,16 +216,11 @@ def test_report_of_a_storage(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_nodes_and_half_a_gpu_a_trial(tmp_path, capsys, monkeypatch):
     """Trials and final trainings run on nodes with GPUs, none on the head; no epoch is extra."""
-    from ray.cluster_utils import Cluster
-
     seen = tmp_path / "seen"
     seen.mkdir()
     monkeypatch.setenv("TUNE_EXT_DATA", str(seen))  # handed on to all nodes
-    small = {"object_store_memory": 80 * 1024**2}
-    cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    cluster = own_ray.start_nodes(*[{"num_cpus": 1, "num_gpus": 1}] * 2)
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, num_gpus=1, **small)
         tasks = (TaskSpec("tests.benchmark.fake:SeenTask", {"epochs": 4}),)
         study = make_study(tasks=tasks, methods=("random",), seeds=(0,), budget=9, workers=2)
         place = Place(cluster.address, str(tmp_path / "trials"), gpus_per_trial=0.5)
