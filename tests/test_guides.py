@@ -170,7 +170,8 @@ def test_the_joint_search_guide_runs_and_its_hours_are_right(monkeypatch, capsys
     assert (8 * continued / 3600, 8 * scratch / 3600) == (304, 360)
 
 
-def test_the_image_growth_guide_runs(monkeypatch, capsys):
+def test_the_image_growth_guide_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TUNE_EXT_CACHE", str(tmp_path))
     monkeypatch.setattr(tune, "Tuner", Tuner)
     torch.manual_seed(0)
     images = torch.randn(96, 1, 8, 8)
@@ -182,7 +183,8 @@ def test_the_image_growth_guide_runs(monkeypatch, capsys):
 
     names = {"images": images, "labels": labels, "epochs": 1, "validate": validate}
     names["__name__"] = "guide"
-    assert run_blocks("image-growth.md", names) == 2
+    assert run_blocks("image-growth.md", names) == 3
+    assert names["small"].shape == (100, 3, 32, 32)
     said = capsys.readouterr().out
     assert "image_size': 8" in said
     assert "correlation" in said

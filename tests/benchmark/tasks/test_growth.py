@@ -17,6 +17,7 @@ from tune_ext.benchmark.methods import METHODS, Setup, missing, unsuited
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tasks import _growth_data, _shapes
 from tune_ext.benchmark.tasks.growth import GROWTH_TASKS
+from tune_ext.benchmark.tune_parts import Watch
 from tune_ext.errors import DataNotFoundError, InvalidConfigurationError, InvalidValueError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -204,6 +205,10 @@ def test_what_cannot_be_built_is_a_failed_trial_with_its_reason(create):
     assert trial.reset({**config, "conv_layers": 1})  # the next trial, in the same process
     assert not trial.train()["diverged"]
     trial.stop()
+    watch = Watch(tolerance=1)
+    watch.on_trial_result(0, [], None, result)
+    assert watch.errors == [result["invalid"]]
+    assert not watch.hopeless
     small = create("fashion-mnist-growth", most_weights=1_000)
     with pytest.raises(InvalidConfigurationError, match=r"weights, and .* allows 1,000"):
         small.start({**SMALL, "units_1": 64}, seed=0)
