@@ -83,7 +83,8 @@ class Healed(Flaky):
 
 def test_restart_errored_is_a_key_error(tmp_path: Path) -> None:
     def restarted(make: Callable[..., Any], scheduler: Callable[[], Any]) -> Any:
-        first = Run(Flaky, make(12), scheduler(), storage=tmp_path, workers=2)
+        search = make(12, points_to_evaluate=[{"x": 0.9}, {"x": 0.3}])
+        first = Run(Flaky, search, scheduler(), storage=tmp_path, workers=2)
         snapshot = first.step(40)
         assert snapshot is not None
         assert any(t.status == "ERROR" for t in first.trials())
