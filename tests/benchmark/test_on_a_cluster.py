@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 
@@ -219,6 +220,8 @@ def test_two_nodes_and_half_a_gpu_a_trial(tmp_path, capsys, monkeypatch):
     seen = tmp_path / "seen"
     seen.mkdir()
     monkeypatch.setenv("TUNE_EXT_DATA", str(seen))  # handed on to all nodes
+    patient = functools.partial(_preflight._look, patience=400)  # the machine may be busy
+    monkeypatch.setattr(_preflight, "_look", patient)
     cluster = own_ray.start_nodes(*[{"num_cpus": 1, "num_gpus": 1}] * 2)
     try:
         tasks = (TaskSpec("tests.benchmark.fake:SeenTask", {"epochs": 4}),)
