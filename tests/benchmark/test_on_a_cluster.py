@@ -215,6 +215,7 @@ def test_report_of_a_storage(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_nodes_and_half_a_gpu_a_trial(tmp_path, capsys, monkeypatch):
     """Trials and final trainings run on nodes with GPUs, none on the head; no epoch is extra."""
     seen = tmp_path / "seen"
