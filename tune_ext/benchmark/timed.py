@@ -21,7 +21,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from tune_ext._checks import check_positive
 from tune_ext._warm_restarts import CosineRestarts
 from tune_ext.benchmark.study import TaskSpec
-from tune_ext.benchmark.tasks.joint import JointTask
+from tune_ext.benchmark.tasks._joint_task import JointTask
 from tune_ext.errors import InvalidTypeError, StateError
 from tune_ext.raytune._base import RESERVED_KEY
 

@@ -19,6 +19,7 @@ from tune_ext.benchmark.methods import METHODS, unsuited
 from tune_ext.benchmark.tasks._augment import Cutout, Mixup
 from tune_ext.benchmark.tasks.joint import JOINT_TASKS, small_limits
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
+from tune_ext.models import ShakeShake
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,6 +61,16 @@ def test_parts_of_the_space_and_their_defaults():
     assert whole.budgets == (1, 3, 9, 27, 81)
 
 
+def test_shake_shake_draws_the_weights_asked_for():
+    config = {**TINY, "res_branches_1": 2}
+    for options in ({}, {"coefficients": "uniform"}, {"coefficients": "softmax"}):
+        task = tasks.create("digits-joint", **options)
+        expected = options.get("coefficients", "uniform")
+        assert task.options["coefficients"] == expected
+        found = {m.coefficients for m in task.build(config).modules() if isinstance(m, ShakeShake)}
+        assert found == {expected}
+
+
 def test_small_limits_are_within_the_published_ones_but_for_the_channels(digits):
     published = tasks.create("digits-joint", limits="published").space
     for name, (lower, upper) in small_limits(8).items():
@@ -74,6 +85,7 @@ def test_small_limits_are_within_the_published_ones_but_for_the_channels(digits)
         ({"limits": "tiny"}, "limits.*'tiny'"),
         ({"limits": 3}, "limits.*got 3"),
         ({"unit": "steps"}, "unit.*'steps'"),
+        ({"coefficients": "even"}, "coefficients.*'even'"),
         ({"unit": "seconds"}, "budgets in seconds must be given"),
         ({"budgets": [3, 1]}, "budgets must increase"),
         ({"first_cycle": 0}, "first_cycle.*0"),
