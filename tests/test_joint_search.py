@@ -72,7 +72,7 @@ def test_who_is_kept_and_who_halving_ends_with(joint):
     assert joint.rungs.kept(early, late)[0] == 0
     assert joint.rungs.kept(errors[:, 1][None], late)[0] == 1
     assert joint.rungs.halved(errors) == 2  # of the two that go on it is better in the middle
-    best = joint.rungs.analyse({0: errors}, [1, 3, 9])["best"]
+    best = joint.rungs.analyse({0: dict(enumerate(errors.tolist()))}, [1, 3, 9])["best"]
     assert (best["error"], best["ranks"], best["halving rank"]) == (0.1, [3, 2, 1], 3)
 
 
@@ -80,14 +80,19 @@ def training(index, seed, *errors):
     return {"kind": "training", "index": index, "seed": seed, "error": errors, "seconds": [0.5]}
 
 
-def test_what_diverged_is_the_worst_and_a_seed_under_way_is_left_out(joint):
-    rows = [training(i, 0, 0.5, 0.5, 0.1 * i) for i in range(4)]
-    rows += [training(4, 0, 0.9, None, None), training(1, 1, 0.4, 0.4, 0.4)]
+def test_what_diverged_is_the_worst_and_seeds_share_configurations(joint):
+    rows = [training(i, 0, 0.5, 0.5, 0.05 * i) for i in range(12)]
+    rows += [training(12, 0, 0.9, None, None), *(training(i, 1, 0.4, 0.4, 0.3) for i in (9, 12))]
     found = joint.rungs.arrange(rows, [1, 3])
-    assert list(found) == [0]
-    assert found[0].tolist() == [*([0.5, 0.1 * i] for i in range(4)), [0.9, 1.0]]
-    rows += [training(i, 1, 0.4, 0.4, 0.4) for i in (3, 4)]
-    assert [len(e) for e in joint.rungs.arrange(rows, [1, 3]).values()] == [3, 3]
+    assert found[0][12] == [0.9, 1.0]
+    one, two = joint.rungs.both(found[0], found[1])
+    assert one.tolist() == [[0.5, 0.05 * 9], [0.9, 1.0]]
+    assert two.tolist() == [[0.4, 0.3]] * 2
+    assert "between" not in joint.rungs.analyse(found, [1, 3])  # two are too few
+    rows += [training(i, 1, 0.4, 0.4, 0.3) for i in range(8)]
+    numbers = joint.rungs.analyse(joint.rungs.arrange(rows, [1, 3]), [1, 3])
+    assert (numbers["configurations"], numbers["configurations of two seeds"]) == (13, 10)
+    assert (numbers["diverged"], numbers["between"].keys()) == (1, {"1 1", "1 3", "3 3"})
 
 
 def test_trainings_go_on_where_they_ended_and_become_a_report(joint, tmp_path, monkeypatch, capsys):
@@ -117,6 +122,7 @@ def test_trainings_go_on_where_they_ended_and_become_a_report(joint, tmp_path, m
     with pytest.raises(TuneExtError, match="another task"):
         joint.correlation.run(TaskSpec("digits-joint", {"epochs": 9}), path, 4, 1)
     capsys.readouterr()
+    monkeypatch.setattr(joint.rungs, "LEAST", 4)
     found = joint.rungs.report(records, tmp_path)
     assert found["within"].keys() == {"1 3"}
     assert found["between"].keys() == {"1 1", "1 3", "3 3"}

@@ -20,7 +20,7 @@ from tune_ext._random import generator
 from tune_ext.errors import StateError
 
 Array = NDArray[np.float64]
-DRAWS, FACTOR, WORST = 2000, 3, 1.0
+DRAWS, FACTOR, WORST, LEAST = 2000, 3, 1.0, 10
 
 
 def ladder(epochs: int, factor: int = FACTOR) -> list[int]:
@@ -35,21 +35,23 @@ def ladder(epochs: int, factor: int = FACTOR) -> list[int]:
     return rungs
 
 
-def arrange(records: Sequence[Mapping[str, Any]], rungs: Sequence[int]) -> dict[int, Array]:
-    """Seed → errors (configurations, rungs) of the configurations that every seed has.
-
-    A seed with fewer than half of the trainings of the first is under way, and left out.
-    """
+def arrange(
+    records: Sequence[Mapping[str, Any]], rungs: Sequence[int]
+) -> dict[int, dict[int, list[float]]]:
+    """Seed → configuration → errors at the rungs."""
     found: dict[int, dict[int, list[float]]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda r: (r.get("seed", -1), r.get("index", -1))):
         if record["kind"] == "training":
             errors = [record["error"][b - 1] for b in rungs]
             row = [WORST if e is None else float(e) for e in errors]
             found.setdefault(record["seed"], {})[record["index"]] = row
-    most = max(map(len, found.values()), default=0)
-    whole = {seed: rows for seed, rows in sorted(found.items()) if 2 * len(rows) > most}
-    common = sorted(set.intersection(*(set(rows) for rows in whole.values()))) if whole else []
-    return {seed: np.array([rows[i] for i in common]) for seed, rows in whole.items()}
+    return found
+
+
+def both(one: Mapping[int, list[float]], two: Mapping[int, list[float]]) -> tuple[Array, Array]:
+    """The errors (configurations, rungs) of two seeds, of the configurations that both have."""
+    common = [index for index in one if index in two]
+    return np.array([one[i] for i in common]), np.array([two[i] for i in common])
 
 
 def spearman(a: Array, b: Array) -> Array:
@@ -109,25 +111,28 @@ def halved(errors: Array, factor: int = FACTOR) -> int:
     return int(rows[np.argmin(errors[rows, -1])])
 
 
-def analyse(found: Mapping[int, Array], rungs: Sequence[int]) -> dict[str, Any]:
-    """All numbers: of each pair of budgets in one training, and between two seeds."""
+def analyse(found: Mapping[int, dict[int, list[float]]], rungs: Sequence[int]) -> dict[str, Any]:
+    """All numbers: of each pair of budgets in one training, and between two seeds.
+
+    Args:
+        found: See `arrange`. Two seeds are compared where they have ten configurations in common.
+        rungs: The budgets.
+    """
     seeds = sorted(found)
-    first = found[seeds[0]]
+    first = np.array(list(found[seeds[0]].values()))
     pairs = [(i, j) for i in range(len(rungs)) for j in range(i + 1, len(rungs))]
     out: dict[str, Any] = {
         "configurations": len(first),
-        "seeds": len(seeds),
         "rungs": list(rungs),
-        "diverged": [int((found[s][:, -1] >= WORST).sum()) for s in seeds],
+        "diverged": int((first[:, -1] >= WORST).sum()),
         "within": {f"{rungs[i]} {rungs[j]}": _pair(first[:, i], first[:, j]) for i, j in pairs},
         "best": _best(first),
     }
-    if len(seeds) > 1:
-        second = found[seeds[1]]
+    one, two = both(found[seeds[0]], found[seeds[1]]) if len(seeds) > 1 else (first[:0], first[:0])
+    if len(one) >= LEAST:
         every = [(i, j) for i in range(len(rungs)) for j in range(i, len(rungs))]
-        out["between"] = {
-            f"{rungs[i]} {rungs[j]}": _pair(first[:, i], second[:, j]) for i, j in every
-        }
+        out["configurations of two seeds"] = len(one)
+        out["between"] = {f"{rungs[i]} {rungs[j]}": _pair(one[:, i], two[:, j]) for i, j in every}
     return out
 
 
@@ -180,10 +185,11 @@ def tables(found: Mapping[str, Any], unit: str = "epochs") -> str:
     ranks = ", ".join(f"{r} at {b}" for b, r in zip(found["rungs"], best["ranks"], strict=True))
     lines += [
         "",
-        f"{found['configurations']} configurations; at the end {found['diverged'][0]} have "
-        f"diverged with the first seed. The best one ({100 * best['error']:.2f} %) has the ranks "
-        f"{ranks}. Successive halving of them all ends with number {best['halving rank']} "
-        f"({100 * best['halving']:.2f} %); the median is {100 * best['median']:.2f} %.",
+        f"{found['configurations']} configurations, of which {found['diverged']} have diverged at "
+        f"the end, {found.get('configurations of two seeds', 0)} of them with a second seed. The "
+        f"best one ({100 * best['error']:.2f} %) has the ranks {ranks}. Successive halving of them "
+        f"all ends with number {best['halving rank']} ({100 * best['halving']:.2f} %); the median "
+        f"is {100 * best['median']:.2f} %.",
     ]
     return "\n".join(lines)
 
@@ -223,7 +229,7 @@ def report(records: Sequence[Mapping[str, Any]], results: Path) -> dict[str, Any
     heads = [r for r in records if r["kind"] == "settings"]
     rungs = ladder(int(heads[-1]["epochs"])) if heads else []
     arranged = arrange(records, rungs)
-    first = next(iter(arranged.values()), np.empty((0, 0)))
+    first = np.array(list(arranged[min(arranged)].values())) if arranged else np.empty((0, 0))
     if len(first) < 3:
         raise StateError(f"{results} has no three configurations yet: run first")
     found = analyse(arranged, rungs)
