@@ -141,6 +141,18 @@ def test_a_cell_that_is_cut_off_recommends_the_full_size():
     assert cell.recommendation["config"] == {**config, "image_size": 16}
 
 
+def test_a_cell_that_is_cut_off_at_the_full_size_compares_no_other_size_with_it():
+    spec = TaskSpec("tests.benchmark.test_growth_methods:Pixels")
+    cell = CellRun(Cell(spec, "random+growth", 0), make_study(tasks=(spec,)))
+    for number, (size, error) in enumerate([(8, 0.1), (16, 0.5), (12, 0.2), (16, 0.6)]):
+        config = {"a": number / 8, "b": 0.2, "image_size": size}
+        result = {"epoch": 1, "validation_error": error}
+        told = {"trial_id": str(number), "config": config, "result": result, "seconds": 1.0}
+        cell.handle("epoch", told)
+    cell.fail("it hung")
+    assert cell.recommendation["config"] == {"a": 1 / 8, "b": 0.2, "image_size": 16}
+
+
 def test_tasks_without_image_sizes_are_unsuited():
     assert "no image size" in unsuited("random+growth", FakeTask())
     assert unsuited("tpe+growth", Pixels(), "evaluations") is None

@@ -210,13 +210,14 @@ class CellRun:
         self.phase, self.phase_started = phase, now
 
     def _recommend(self) -> None:
-        best = best_trial(self.history)
+        sizes = self.task.image_sizes
+        best = best_trial(self.history, sizes)
         if self._answer is not None:
             self.recommendation = {"config": self._answer, "source": "method"}
             if self._schedule:
                 self.recommendation["schedule"] = [list(step) for step in self._schedule]
         elif best is not None:
-            if sizes := self.task.image_sizes:  # a search that was cut off, on small images
+            if sizes:  # a search that was cut off, perhaps on small images
                 best["config"] = {**best["config"], "image_size": sizes[-1]}
             self.recommendation = {**best, "source": "validation"}
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -124,7 +124,7 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def best_trial(history: History) -> dict[str, Any] | None:
+def best_trial(history: History, sizes: Sequence[int] = ()) -> dict[str, Any] | None:
     """The trial that a validation-based method recommends, or None.
 
     The rule, the same for every method that does not name an answer of its own: the
@@ -132,8 +132,16 @@ def best_trial(history: History) -> dict[str, Any] | None:
     long (what Ray's `get_best_result(scope="last")` does). Ties go to the trial that was
     trained longer, then to the lower validation loss, then to the earlier trial. A trial
     whose last validation error is missing, NaN or infinite is never chosen.
+
+    Args:
+        history: Of the search.
+        sizes: The image sizes of its task, if it has any. Errors at two sizes do not compare:
+            only trials of the largest size that has any are chosen from.
     """
     known = [t for t in history.trials() if t["validation_error"] is not None]
+    if sizes:
+        at = {t["trial"]: t["config"].get("image_size", sizes[-1]) for t in known}
+        known = [t for t in known if at[t["trial"]] == max(at.values())]
     return min(
         known,
         key=lambda t: _rank(t["trial"], t["epochs"], t["validation_error"], t["validation_loss"]),
