@@ -186,6 +186,15 @@ def test_a_storage_that_fails_loses_nothing(run, tmp_path, monkeypatch):
     assert (tmp_path / "bucket" / "study" / "records.jsonl").exists()
 
 
+def test_an_attempt_that_fails_leaves_nothing_behind(tmp_path):
+    storage = Storage(tmp_path)
+    storage.write("a", b"1")
+    (tmp_path / "b").mkdir()  # nothing can be moved there
+    with pytest.raises(OSError, match="b"):
+        storage.write("b", b"2")
+    assert storage.names() == ["a"]
+
+
 @pytest.mark.parametrize("where", ["nope://x", "/proc/none", "s3:/wrong"])
 def test_unusable_storages_are_told(where, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -65,11 +65,21 @@ class Storage:
         self._files.create_dir(path.rpartition("/")[0], recursive=True)
         # An object in a bucket appears when it is whole; elsewhere a move sees to that.
         in_bucket = self._files.type_name in ("s3", "gcs", "abfs")
-        first = path if in_bucket else f"{path}.{uuid.uuid4().hex}"
-        with self._files.open_output_stream(first) as stream:
-            stream.write(data)
-        if not in_bucket:
+        first = f"{path}.{uuid.uuid4().hex}"
+        if in_bucket:
+            self._fill(path, data)
+            return
+        try:
+            self._fill(first, data)
             self._files.move(first, path)
+        except BaseException:  # a full disk would keep a part of every attempt
+            with contextlib.suppress(OSError):
+                self._files.delete_file(first)
+            raise
+
+    def _fill(self, path: str, data: bytes) -> None:
+        with self._files.open_output_stream(path) as stream:
+            stream.write(data)
 
     def read(self, name: str) -> bytes | None:
         """What a file holds; None where there is none; OSError when reading fails."""
