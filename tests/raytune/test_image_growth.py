@@ -350,6 +350,15 @@ def test_lost_trials_are_given_up_when_ray_has_nothing_else(monkeypatch: Any) ->
     assert search.explain().rows[0]["failed"] == 9
 
 
+def test_lost_trials_do_not_fill_a_limit_for_ever(monkeypatch: Any) -> None:
+    search = grown()
+    assert search.set_max_concurrency(2)
+    assert [search.suggest(f"t{i}") is None for i in range(3)] == [False, False, True]
+    monkeypatch.setattr(search._polls, "blocked", lambda: 99)
+    assert search.suggest("x")["image_size"] == 8
+    assert search.explain().rows[0]["failed"] == 2
+
+
 # --- spaces and arguments --------------------------------------------------------------------
 
 

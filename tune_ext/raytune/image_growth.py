@@ -145,7 +145,7 @@ class ImageGrowthSearch(StatefulSearcher):
         """Return the next configuration, None while results are awaited, or FINISHED."""
         self._check_ready(self._space is not None)
         growth = self._grown()
-        if self._most is not None and len(set(growth.live) - self._paused) >= self._most:
+        if self._is_full() and not self._forget_lost():
             return None
         while True:
             turn = growth.ask(trial_id)
@@ -283,6 +283,11 @@ class ImageGrowthSearch(StatefulSearcher):
         assert self._space is not None
         ours = unflatten({tuple(self._size_key.split("/")): size})
         return dict(merge_dicts(self._space.decode(config), ours))
+
+    def _is_full(self) -> bool:
+        """Whether as many trials run as may."""
+        running = set(self._grown().live) - self._paused
+        return self._most is not None and len(running) >= self._most
 
     def _forget_lost(self) -> bool:
         """Take trials that no longer exist for failed, if Ray says that it runs nothing."""
