@@ -236,7 +236,7 @@ def test_the_page_tells_what_depends_on_the_size(study, trained):
     ranks = {(row[0][2:], row[1]): float(row[2].split()[0]) for row in rows[first : first + 3]}
     assert ranks["8", "12"] == 1.0
     assert ranks["8", "16"] < 0.9
-    assert "these differ between two sizes: a, b." in text
+    assert "between 8 and 16 these differ: a, b." in text
     assert "The published finding does not hold here." in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

@@ -39,6 +39,8 @@ HERE = Path(__file__).parent
 LAYERS = ("conv_layers", "fc_layers")
 RATE, USEFUL = "learning_rate", (1e-3, 3e-2)
 SEED, RESAMPLES = 0, 500
+MATERIAL = 0.01
+"""A share that moves by less is the same: of many small ones, some intervals exclude zero."""
 
 Rows = Mapping[int, Mapping[int, Mapping[str, Any]]]
 """Configuration's number → image size → what was recorded of its training."""
@@ -186,19 +188,22 @@ def verdict(found: GroupedImportance) -> list[str]:
     pairs = list(itertools.combinations(found.groups, 2))
     rank = [found.rank_correlation(a, b) for a, b in pairs]
     others = [n for n in found.names if n not in LAYERS]
-    apart = {n for n in found.names for a, b in pairs if found.difference(n, a, b).excludes_zero}
     first, last = pairs[0][0], pairs[-1][1]
-    largest = max(others, key=lambda n: abs(found.difference(n, first, last).value))
-    moved = found.difference(largest, first, last)
-    same = not apart & set(others)
+    moves = {n: found.difference(n, first, last) for n in found.names}
+    apart = {n for n, d in moves.items() if d.excludes_zero and abs(d.value) >= MATERIAL}
+    largest = max(others, key=lambda n: abs(moves[n].value))
+    moved = moves[largest]
+    moving = sorted(apart & set(others))
+    same = not moving
     layers = sorted(apart & set(LAYERS))
     lines = [
         f"Nearly the same at every size: the rank correlation of the shares is "
         f"{min(r.value for r in rank):.2f} to {max(r.value for r in rank):.2f}; "
         + (
-            "of the parameters that are no numbers of layers, none differs between two sizes."
+            f"of the parameters that are no numbers of layers, none differs by a point or more "
+            f"between {first} and {last} beyond its interval."
             if same
-            else f"but these differ between two sizes: {', '.join(sorted(apart & set(others)))}."
+            else f"but between {first} and {last} these differ: {', '.join(moving)}."
         ),
         f"The largest move of them from {first} to {last} is that of {largest}, by "
         f"{100 * moved.value:+.1f} points [{100 * moved.low:+.1f}, {100 * moved.high:+.1f}].",
@@ -206,11 +211,11 @@ def verdict(found: GroupedImportance) -> list[str]:
     for name in LAYERS:
         if name not in found.names:
             continue
-        d = found.difference(name, first, last)
+        d = moves[name]
         lines.append(
             f"{name} from {first} to {last}: {100 * d.value:+.1f} points "
             f"[{100 * d.low:+.1f}, {100 * d.high:+.1f}], "
-            + ("which depends on the size." if d.excludes_zero else "not told apart from none.")
+            + ("which depends on the size." if name in apart else "not told apart from none.")
         )
     held = "holds" if same and layers else "holds in part" if same or layers else "does not hold"
     lines.append(f"The published finding {held} here.")
