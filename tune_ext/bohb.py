@@ -50,6 +50,8 @@ __all__ = ["BOHB", "Suggestion"]
 
 Array = NDArray[np.float64]
 _STATE, _STATE_VERSION = "bohb", 1
+_UNNAMED = "#"
+"""What the keys of results begin with that were given none."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class _Observations:
 
     def put(self, key: str | None, vector: Array, loss: float) -> None:
         """Note a result; one of the same key is replaced."""
-        row = self._row.setdefault(f"#{len(self)}" if key is None else key, len(self))
+        row = self._row.setdefault(f"{_UNNAMED}{len(self)}" if key is None else key, len(self))
         if row == len(self._losses):
             self._vectors = np.concatenate([self._vectors, np.empty_like(self._vectors)])
             self._losses = np.concatenate([self._losses, np.empty_like(self._losses)])
@@ -208,14 +210,18 @@ class BOHB:
         return {budget: len(self._seen[budget]) for budget in sorted(self._seen)}
 
     def rebase(self, budget: float) -> None:
-        """Forget all results, which were at budgets of another kind; failures are at this one."""
+        """Forget results under keys, which were at budgets of another kind.
+
+        Failures, and results without a key, are at this budget from now on.
+        """
         before, self._seen, self._model = self._seen, {}, None
         for seen in before.values():
             for key, vector, loss in seen.rows():
-                if loss is None:
+                if loss is None or key.startswith(_UNNAMED):
                     there = self._seen.setdefault(budget, _Observations(len(self._parameters)))
                     known = [math.nan if v is None else v for v in vector]
-                    there.put(key, np.array(known), math.inf)
+                    name = None if key.startswith(_UNNAMED) else key
+                    there.put(name, np.array(known), math.inf if loss is None else loss)
 
     def model_budget(self) -> float | None:
         """The budget that the model is fitted to; None while there is none."""

@@ -26,6 +26,7 @@ from ray.tune.search import ConcurrencyLimiter
 from tune_ext.benchmark.simulation import simulate
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune import BOHBSearch, HyperBand
+from tune_ext.raytune.brackets import BUDGET
 from tune_ext.raytune.testing import SearcherConformance
 
 
@@ -123,6 +124,39 @@ def test_the_first_result_of_a_trial_at_a_budget_counts() -> None:
     assert search._model is not None
     seen = search._model.to_json()["seen"]
     assert [(budget, [row[2] for row in rows]) for budget, rows in seen] == [(1, [8]), (2, [6])]
+
+
+@pytest.mark.parametrize(
+    ("results", "seen"),
+    [
+        ([(1, math.nan)], {4: [None]}),  # it has diverged before the first budget
+        ([(5, 0.5), (6, math.nan)], {4: [None]}),
+        ([(5, 0.5), (13, math.nan)], {4: [0.5], 12: [None]}),
+        ([(1, 0.5)], {}),  # it has ended before anything could be compared
+        ([], {4: [None]}),
+    ],
+)
+def test_a_trial_that_fails_is_the_worst_at_a_budget_it_was_given(results, seen) -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, "loss", "min", budgets=[4, 12], seed=0)
+    search.suggest("a")
+    told = [{"training_iteration": spent + 0.5, "loss": loss} for spent, loss in results]
+    for one in told:
+        search.on_trial_result("a", one)
+    search.on_trial_complete("a", told[-1] if told else None, error=not told)
+    assert search._model is not None
+    assert {b: [row[2] for row in rows] for b, rows in search._model.to_json()["seen"]} == seen
+
+
+def test_evaluated_points_are_at_the_first_rung_that_is_known() -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, "loss", "min", seed=0)
+    for i in range(3):
+        search.add_evaluated_point({"x": i / 3}, float(i))
+    search.suggest("a")
+    search.on_trial_result("a", {"loss": 7.0, "training_iteration": 1})
+    search.on_trial_result("a", {"loss": 6.0, "training_iteration": 3, BUDGET: 3.0})
+    assert search._model is not None
+    (seen,) = search._model.to_json()["seen"]
+    assert (seen[0], sorted(row[2] for row in seen[1])) == (3.0, [0, 1, 2, 6])
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -28,7 +28,7 @@ class BOHBSearch(StatefulSearcher):
     Made for `tune_ext.HyperBand`, whose rungs, the last included, it learns from. Under any
     other scheduler, as ASHA, it learns from every result, at the budget that `time_attr` says. No
     two trials report at the same fraction of a second: it counts for the power of two below it,
-    and of several results of a trial there the first one counts.
+    and of several results of a trial there the first one counts, or one that is not finite.
 
     Conditions, constants, ordered and quantised parameters and forbidden clauses are kept. A
     trial that fails, or reports no finite number, counts as worse than any other.
@@ -143,12 +143,15 @@ class BOHBSearch(StatefulSearcher):
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
         """Learn from the last result, which Ray shows here alone; or that there is none."""
+        failed = error
         if result is not None and not error:
             self._learn(trial_id, result)
+            failed = loss_of(result, self._metric, self._mode) is None
         self._paused.discard(trial_id)
         config = self._live.pop(trial_id, None)
-        if error and config is not None and self._model and not self._model.knows(trial_id):
-            lowest = min(self._model.counts(), default=1.0)
+        if failed and config is not None and self._model and not self._model.knows(trial_id):
+            first = self._budgets[:1] if self._budgets and not self._rungs else None
+            lowest = min(first or self._model.counts(), default=1.0)
             self._model.observe(config, lowest, None, key=trial_id)
 
     def add_evaluated_point(
@@ -205,12 +208,15 @@ class BOHBSearch(StatefulSearcher):
         budget = as_number(result.get(BUDGET if self._rungs else self._time_attr))
         if budget is None:
             return
+        loss = loss_of(result, self._metric, self._mode)
         if not self._rungs:
             reached = self._reached(budget)
-            if reached is None or (reached != budget and self._model.knows(trial_id, reached)):
+            if reached is None:
+                return
+            later = reached != budget and self._model.knows(trial_id, reached)
+            if later and loss is not None:
                 return
             budget = reached
-        loss = loss_of(result, self._metric, self._mode)
         self._model.observe(config, budget, loss, key=trial_id)
 
     def _reached(self, spent: float) -> float | None:
