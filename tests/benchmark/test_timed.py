@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 from ray import tune
@@ -75,6 +77,34 @@ def test_it_reports_more_often_where_asked_and_saves_where_cycles_end():
     found = list(results(make(TINY, report_seconds=5)))
     assert [r["train_seconds"] for r in found] == [2, 6, 10, 15, 18]
     assert [r["should_checkpoint"] for r in found] == [True, True, True, False, True]
+
+
+def test_a_step_after_the_last_one_says_the_same_again():
+    """As of a trial that is restored from its last checkpoint: Ray wants its metric."""
+    trainable = make(TINY)
+    *_, last = results(trainable)
+    again = trainable.train()
+    assert again["done"]
+    assert not again["should_checkpoint"]
+    assert again["validation_error"] == last["validation_error"]
+    assert again["train_seconds"] == 18
+
+
+def test_a_network_is_gone_before_the_next_one_is_built(monkeypatch):
+    trainable = make(TINY)
+    trainable.train()  # to the middle of an epoch
+    network, there = weakref.ref(trainable._run._network), []
+    begin = trainable._begin
+    monkeypatch.setattr(
+        trainable, "_begin", lambda config: (there.append(network()), begin(config))
+    )
+    gc.collect()
+    gc.disable()  # which may be long in coming, and knows nothing of a GPU's memory
+    try:
+        assert trainable.reset_config(TINY)
+    finally:
+        gc.enable()
+    assert there == [None]
 
 
 def test_a_run_that_diverges_ends():

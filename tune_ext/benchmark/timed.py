@@ -89,8 +89,9 @@ class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyp
     def step(self) -> dict[str, Any]:
         """Train to the end of the cycle, or until there is something to report."""
         run, end = self._run, self._restarts.next_boundary(self._run.position)
-        metrics: dict[str, float | bool] = {}
-        if not math.isinf(end):
+        if math.isinf(end):  # restored after its last result
+            metrics = run.measure()
+        else:
             metrics = run.train_to(end, across=True, seconds=self._every)
         next_end = self._restarts.next_boundary(run.position)
         return {
@@ -115,6 +116,7 @@ class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyp
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start over with another configuration, in this process."""
+        del self._run  # a GPU may have no room for two networks
         self._begin(new_config)
         return True
 

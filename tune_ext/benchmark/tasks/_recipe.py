@@ -131,6 +131,10 @@ class RecipeRun(TrainingRun):
         losses = self.step_losses
         return self._report(math.nan if self._diverged else sum(losses) / len(losses))
 
+    def measure(self) -> dict[str, float | bool]:
+        """The metrics of `train_epoch` without training; `train_loss` is NaN."""
+        return self._report(math.nan)
+
     def _reached(self, position: float) -> bool:
         return self.position >= position * (1 - _ROUNDING)
 
@@ -147,12 +151,13 @@ class RecipeRun(TrainingRun):
         self.train_seconds += self._clock() - started
 
     def _draws(self) -> Callable[[int], tuple[Tensor, Tensor]]:
-        plain, epoch = super()._draws(), self.epoch
+        # Without this run itself, which would then outlive whoever lets go of it.
+        plain, seed, epoch = super()._draws(), self._seed, self.epoch
         cutout, mixup = self._settings.cutout, self._settings.mixup
 
         def draw(step: int) -> tuple[Tensor, Tensor]:
             inputs, targets = plain(step)
-            rng = generator(self._seed, "recipe", epoch, step)
+            rng = generator(seed, "recipe", epoch, step)
             if cutout is not None:
                 inputs = cutout(inputs, rng)
             return (inputs, targets) if mixup is None else mixup(inputs, targets, rng)
