@@ -186,6 +186,41 @@ def test_a_storage_that_fails_loses_nothing(run, tmp_path, monkeypatch):
     assert (tmp_path / "bucket" / "study" / "records.jsonl").exists()
 
 
+def test_two_runs_do_not_overwrite_each_others_records(tmp_path):
+    kept = Storage(tmp_path / "bucket")
+    one, two = (Mirror(tmp_path / name, kept) for name in ("one", "two"))
+    one.fetch()
+    two.fetch()
+    (tmp_path / "one" / "records.jsonl").write_bytes(b"1\n")
+    (tmp_path / "two" / "records.jsonl").write_bytes(b"of the other\n")
+    one.put(now=True)
+    two.put(now=True)
+    with pytest.raises(StateError, match=r"whole in .*two.* another run"):
+        two.finish()
+    assert kept.read("records.jsonl") == b"1\n"
+    (tmp_path / "one" / "records.jsonl").write_bytes(b"1\n2\n")
+    one.finish()
+    assert kept.read("records.jsonl") == b"1\n2\n"
+
+
+def test_an_upload_that_arrived_and_seemed_to_fail_is_no_other_run(tmp_path, monkeypatch):
+    kept, write = Storage(tmp_path / "bucket"), Storage.write
+    mirror = Mirror(tmp_path / "here", kept)
+    mirror.fetch()
+    (tmp_path / "here" / "records.jsonl").write_bytes(b"1\n")
+
+    def lost(self, name, data):
+        write(self, name, data)
+        raise OSError("timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", lost)
+        mirror.put(now=True)
+    (tmp_path / "here" / "records.jsonl").write_bytes(b"1\n2\n")
+    mirror.finish()
+    assert kept.read("records.jsonl") == b"1\n2\n"
+
+
 def test_an_attempt_that_fails_leaves_nothing_behind(tmp_path):
     storage = Storage(tmp_path)
     storage.write("a", b"1")

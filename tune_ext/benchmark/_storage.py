@@ -18,6 +18,8 @@ from tune_ext.errors import InvalidValueError, StateError
 
 __all__ = ["Mirror", "Storage"]
 
+_RECORDS = "records.jsonl"
+
 _EVERY = 10.0
 """Seconds between two uploads of the records, at least."""
 
@@ -89,6 +91,11 @@ class Storage:
         except FileNotFoundError:
             return None
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none; OSError when that cannot be told."""
+        info = self._files.get_file_info(self._path(name))
+        return int(info.size) if info.is_file else None
+
     def remove(self, name: str = "") -> None:
         """Remove a file or a directory with everything in it; nothing to remove is fine."""
         path = self._path(name) if name else self._root
@@ -144,6 +151,7 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
         self._next = 0.0
         self._problem: str | None = None
+        self._ours: set[int | None] | None = None  # lengths that the records there may have
 
     def fetch(self, *names: str) -> None:
         """Take over what is there and not here; `names`, or else study.json and the records.
@@ -154,16 +162,18 @@ class Mirror:
             StateError: The two copies have gone different ways, or it cannot be read.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        for name in names or ("study.json", "records.jsonl"):
+        for name in names or ("study.json", _RECORDS):
             try:
                 there = self._storage.read(name)
             except OSError as error:
                 raise StateError(f"cannot read {self._storage.where}: {_told(error)}") from None
+            if name == _RECORDS:
+                self._ours = {None if there is None else len(there)}
             if there is None:
                 continue
             path = self._directory / name
             here = path.read_bytes() if path.exists() else b""
-            if name == "records.jsonl":
+            if name == _RECORDS:
                 here = here[: here.rfind(b"\n") + 1]  # a crash may have cut the last line
                 if here.startswith(there):
                     continue
@@ -182,7 +192,7 @@ class Mirror:
     def put(self, *, now: bool = False) -> None:
         """Send what has changed, now and then or now; what fails is remembered, and tried again."""
         if now or time.monotonic() >= self._next:
-            self._put(("study.json", "records.jsonl"))
+            self._put(("study.json", _RECORDS))
             self._next = time.monotonic() + _EVERY
 
     def finish(self) -> None:
@@ -211,11 +221,19 @@ class Mirror:
             if self._sent.get(name) == seen:
                 continue
             try:
-                self._storage.write(name, path.read_bytes())
+                self._write(name, path.read_bytes())
             except (OSError, ValueError) as error:
                 self._problem = _told(error)
                 return
             self._sent[name] = seen
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Send a file; ValueError where another run has written its records meanwhile."""
+        if name == _RECORDS and self._ours is not None:
+            if self._storage.size(name) not in self._ours:
+                raise ValueError("another run writes its records there")
+            self._ours.add(len(data))  # also what seems to fail may have arrived
+        self._storage.write(name, data)
 
 
 def _told(error: Exception) -> str:
