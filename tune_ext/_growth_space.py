@@ -160,20 +160,12 @@ def growth_domains(*, limits: Mapping[str, tuple[float, float]] | None = None) -
     ['batch_size', 'conv_layers', 'fc_layers', 'filters_1', 'filters_2', 'kernel_radius_1',
      'kernel_radius_2', 'l1', 'l2', 'learning_rate', 'units_1']
     """
-    return {name: _domain(known) for name, known in _ranges(limits).items()}
+    from tune_ext.raytune._joint_domains import range_domain
 
-
-def _domain(known: _Range) -> Any:
-    from ray import tune
-
-    if not known.integer:
-        if known.low == known.high:
-            return known.low
-        return (tune.loguniform if known.log else tune.uniform)(known.low, known.high)
-    low, high = int(known.low), int(known.high)
-    if low == high:
-        return low
-    return (tune.lograndint if known.log else tune.randint)(low, high + 1)
+    return {
+        name: range_domain(known.low, known.high, integer=known.integer, log=known.log)
+        for name, known in _ranges(limits).items()
+    }
 
 
 GROWTH_DEFAULTS: dict[str, Any] = {

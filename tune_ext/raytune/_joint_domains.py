@@ -10,7 +10,7 @@ from ray.tune.search.sample import Float
 
 from tune_ext._joint_space import Range
 
-__all__ = ["domains"]
+__all__ = ["domains", "range_domain"]
 
 
 def domains(searched: Sequence[Range], depends_on: Sequence[str] | None) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def domains(searched: Sequence[Range], depends_on: Sequence[str] | None) -> dict
         searched: The ranges.
         depends_on: One of these has to be 1 for death_rate to be drawn; None if it always is.
     """
-    made = {parameter.name: _domain(parameter) for parameter in searched}
+    made = {p.name: range_domain(p.lower, p.upper, integer=p.integer, log=p.log) for p in searched}
     rate = made.get("death_rate")
     if depends_on is not None and isinstance(rate, Float):
         if not depends_on:
@@ -29,14 +29,15 @@ def domains(searched: Sequence[Range], depends_on: Sequence[str] | None) -> dict
     return made
 
 
-def _domain(parameter: Range) -> Any:
-    kind = int if parameter.integer else float
-    lower, upper = kind(parameter.lower), kind(parameter.upper)
-    if lower == upper:
-        return lower
-    if parameter.integer:  # Tune's ranges of integers exclude their upper end
-        return (tune.lograndint if parameter.log else tune.randint)(lower, upper + 1)
-    return (tune.loguniform if parameter.log else tune.uniform)(lower, upper)
+def range_domain(lower: float, upper: float, *, integer: bool, log: bool) -> Any:
+    """A Tune domain from `lower` to `upper`, both included; the value itself where they are one."""
+    kind = int if integer else float
+    first, last = kind(lower), kind(upper)
+    if first == last:
+        return first
+    if integer:  # Tune's ranges of integers exclude their upper end
+        return (tune.lograndint if log else tune.randint)(first, last + 1)
+    return (tune.loguniform if log else tune.uniform)(first, last)
 
 
 class _WhereOneBranch(Float._Uniform):
