@@ -64,6 +64,12 @@ def test_an_interval_covers_what_is_known_and_narrows(joint):
     assert high - low > 0.15
 
 
+def test_the_better_half_is_that_of_the_longer_budget(joint):
+    early, late = np.array([[3.0, 2.0, 1.0, 4.0, 5.0]]), np.array([[1.0, 2.0, 3.0, 8.0, 9.0]])
+    assert joint.rungs.spearman(early, late)[0] == pytest.approx(0.6)
+    assert joint.rungs.spearman_among_good(early, late)[0] == pytest.approx(-1)
+
+
 def test_who_is_kept_and_who_halving_ends_with(joint):
     errors = np.array([[0.3, 0.2, 0.1], [0.1, 0.4, 0.4], [0.2, 0.3, 0.3],
                        [0.5, 0.1, 0.2], [0.6, 0.6, 0.6], [0.7, 0.7, 0.5]])  # fmt: skip
