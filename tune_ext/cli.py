@@ -122,7 +122,7 @@ def _compare(options: argparse.Namespace) -> int:
         workers=options.workers,
     )
     out = Path(options.out or Path("results", path.resolve().parent.name))
-    storage = None if options.storage is None else Storage(options.storage).inside(out.name)
+    storage = None if options.storage is None else _kept(options.storage, out)
     trials = None if storage is None else storage.inside("trials")
     place = Place(
         options.address,
@@ -156,6 +156,11 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _kept(storage: str, out: Path) -> Storage:
+    """Where on a storage a study is kept: under the name of its directory, also if that is ".."."""
+    return Storage(storage).inside(Path(os.path.abspath(out)).name)
 
 
 def _names(text: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pathlib
 import time
 
 import pytest
@@ -245,6 +246,14 @@ def test_unusable_storages_are_told(where, tmp_path, monkeypatch):
 def test_storage_names_keep_their_options():
     inside = Storage("s3://bucket/all/?region=eu-west-1").inside("digits")
     assert inside.where == "s3://bucket/all/digits?region=eu-west-1"
+
+
+@pytest.mark.parametrize("out", ["..", ".", "results/digits/../digits"])
+def test_a_study_is_kept_inside_the_storage_whatever_its_directory_is_called(out, monkeypatch):
+    root = pathlib.Path("/a/digits")
+    monkeypatch.setattr("os.getcwd", lambda: str(root / "x" if out == ".." else root))
+    kept = cli._kept("s3://bucket/all", pathlib.Path(out))
+    assert kept.where == "s3://bucket/all/digits"
 
 
 def test_report_of_a_storage(run, tmp_path, monkeypatch):
