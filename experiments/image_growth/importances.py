@@ -39,6 +39,7 @@ HERE = Path(__file__).parent
 LAYERS = ("conv_layers", "fc_layers")
 RATE, USEFUL = "learning_rate", (1e-3, 3e-2)
 SEED, RESAMPLES = 0, 500
+LEAST_R2 = 0.5
 MATERIAL = 0.01
 """A share that moves by less is the same: of many small ones, some intervals exclude zero."""
 
@@ -222,7 +223,7 @@ def verdict(found: GroupedImportance) -> list[str]:
     return lines
 
 
-def report(path: Path, resamples: int = 200) -> Path:
+def report(path: Path, resamples: int = 100) -> Path:
     """Write the page and the picture beside a file of `run`; returns the page.
 
     Args:
@@ -274,9 +275,18 @@ def _useful(
         "",
         *groups_markdown(found),
         "",
-        *(f"* {line}" for line in verdict(found)),
+        *(f"* {line}" for line in _trusted(found)),
         "",
     ]
+
+
+def _trusted(found: GroupedImportance) -> list[str]:
+    """The verdict, where the forests know something of trials that they have not seen."""
+    if min(group.r2 for group in found.groups.values()) < LEAST_R2:
+        return [
+            f"The forests predict too little (R² below {LEAST_R2:g}) for these shares to say much."
+        ]
+    return verdict(found)
 
 
 def _page(
@@ -297,7 +307,7 @@ def _page(
         "are distinct, so that what a resample says has more noise: intervals of rank correlations "
         "lie low.",
         "",
-        *(f"* {line}" for line in verdict(found)),
+        *(f"* {line}" for line in _trusted(found)),
         "",
         f"![Importance by image size]({path.stem}.svg)",
         "",
