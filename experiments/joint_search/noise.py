@@ -10,15 +10,12 @@ and with ShakeDrop at several rates. Every budget ends a cycle of the learning r
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
 import torch
-from torch import nn
 
 from tune_ext.benchmark.tasks.joint import FashionMNISTJoint
-from tune_ext.models import joint_network
 
 NETWORKS: dict[str, tuple[int, str, float]] = {
     "one branch": (1, "uniform", 0.0),
@@ -28,25 +25,14 @@ NETWORKS: dict[str, tuple[int, str, float]] = {
     "three branches, softmax": (3, "softmax", 0.0),
 }
 """Branches of each group, Shake-Shake's weights, death rate."""
-
-
-class Noisy(FashionMNISTJoint):
-    """The task with other weights of Shake-Shake."""
-
-    def __init__(self, coefficients: str, **options: Any) -> None:
-        super().__init__(limits={"initial_filters": (8, 8), "widen_factor_1": (1, 1)}, **options)
-        self._coefficients = coefficients
-
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        """The network of a configuration."""
-        coefficients: Any = self._coefficients
-        return joint_network({**self.default_config, **config}, 1, 10, coefficients=coefficients)
+LIMITS = {"initial_filters": (8, 8), "widen_factor_1": (1, 1)}
 
 
 def errors(name: str, seed: int, epochs: int) -> list[float]:
     """The validation errors at the ends of the budgets."""
     branches, coefficients, rate = NETWORKS[name]
-    task = Noisy(coefficients, epochs=epochs, train_size=2_500, validation_size=2_500)
+    options: dict[str, Any] = {"coefficients": coefficients, "limits": LIMITS, "epochs": epochs}
+    task = FashionMNISTJoint(train_size=2_500, validation_size=2_500, **options)
     config: dict[str, Any] = {"death_rate": rate, "length": 0, "alpha": 0.0}
     for i in (1, 2, 3):
         config |= {f"res_branches_{i}": branches, f"nr_residual_blocks_{i}": 1}

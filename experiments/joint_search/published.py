@@ -2,9 +2,10 @@ r"""The published joint search on a Ray cluster: BOHB over architectures and hyp
 
 As in Zela, Klein, Falkner, Hutter (arXiv 1807.06906): 17 parameters of a residual network on
 CIFAR-10, budgets of 400, 1,200, 3,600 and 10,800 seconds of training, of three configurations one
-goes on, 32 brackets of Hyperband, ten workers. Other than there, who goes on is not trained from
-scratch but continues, validation images are not augmented, and death_rate is searched only where
-a group has one branch.
+goes on, 32 brackets of Hyperband, ten workers, the published code's weights of Shake-Shake
+("softmax"; its paper's are "uniform"). Other than there, who goes on is not trained from scratch
+but continues, validation images are not augmented, and death_rate is searched only where a group
+has one branch.
 
     python experiments/joint_search/published.py --address auto --gpus-per-trial 1 \
         --data /shared/cifar --storage /shared/ray --out joint-search
@@ -32,6 +33,9 @@ from typing import Any
 
 from evaluations import METRIC, TIME, Evaluations, best_evaluation, read, table  # beside this file
 
+from tune_ext._checks import check_count
+from tune_ext._random import check_seed
+from tune_ext.benchmark._cluster import on_cluster
 from tune_ext.benchmark.history import finite
 from tune_ext.benchmark.provenance import provenance
 from tune_ext.benchmark.study import TaskSpec
@@ -85,7 +89,7 @@ def specification(args: argparse.Namespace) -> TaskSpec:
     return TaskSpec(
         f"{args.dataset}-joint",
         {**options, "limits": args.limits, "budgets": list(args.budgets), "unit": "seconds",
-         "device": args.device},
+         "coefficients": args.coefficients, "device": args.device},
     )  # fmt: skip
 
 
@@ -106,6 +110,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dataset", default="cifar10", choices=("cifar10", "fashion-mnist", "digits"))
     add("--data", help="where the data set is, on every node")
     add("--limits", default="published", choices=("published", "small"), help="of the space")
+    add("--coefficients", default="softmax", choices=("softmax", "uniform"),
+        help="the weights that Shake-Shake draws (%(default)s)")  # fmt: skip
     add("--image-size", type=int)
     add("--train-size", type=int)
     add("--validation-size", type=int)
@@ -125,14 +131,33 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"numbers with commas between, not {text!r}") from None
 
 
-def prepare(args: argparse.Namespace) -> Path:
-    """The file of evaluations in OUT, and beside it what the search depends on.
+def where(args: argparse.Namespace) -> str:
+    """The directory, or bucket, of Ray's checkpoints and snapshots."""
+    storage: str = args.storage or str(Path.home() / "ray_results")
+    if "://" not in storage:
+        storage = str(Path(storage).expanduser().absolute())
+    return storage.rstrip("/")
+
+
+def lines_of(args: argparse.Namespace) -> Path:
+    """The file of evaluations; a restored search writes there wherever it is resumed from."""
+    path: Path = args.out.absolute() / "evaluations.jsonl"
+    return path
+
+
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
+    """What the search depends on, after a look at what is there already.
 
     Raises:
+        InvalidTypeError: An option is not of its type.
+        InvalidValueError: An option has an impossible value.
         StateError: OUT holds a search although none is resumed, or one with other settings.
     """
-    path, settings = args.out / "evaluations.jsonl", args.out / "settings.json"
-    now = json.loads(json.dumps({**specification(args).to_json(), "seed": args.seed,
+    check_count("--iterations", args.iterations)
+    check_count("--workers", args.workers)
+    check_seed(args.seed, "--seed")
+    settings = args.out / "settings.json"
+    now: dict[str, Any] = json.loads(json.dumps({**specification(args).to_json(), "seed": args.seed,
                                  "iterations": args.iterations}))  # fmt: skip
     if settings.exists():
         if not args.resume:
@@ -144,9 +169,7 @@ def prepare(args: argparse.Namespace) -> Path:
             raise StateError(f"{args.out} holds a search with other settings: {before}")
     elif args.resume:
         raise StateError(f"{args.out} holds no search that could be resumed")
-    args.out.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-    return path
+    return now
 
 
 def start_ray(args: argparse.Namespace) -> None:
@@ -161,28 +184,66 @@ def start_ray(args: argparse.Namespace) -> None:
     if not ray.is_initialized():
         cpus = math.ceil(args.workers * args.cpus_per_trial)
         own = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-        where = {"address": args.address} if args.address else own
+        there = on_cluster(args.address) if args.address else own
         try:
-            ray.init(**where, log_to_driver=False)
+            ray.init(**there, log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             raise StateError(
                 f"no Ray cluster at --address {args.address}: {error}; start one with "
                 "`ray start --head`, or leave --address out"
             ) from None
-    there = ray.cluster_resources()
+    total = ray.cluster_resources()
     for kind, wanted in (("GPU", args.gpus_per_trial), ("CPU", args.cpus_per_trial)):
-        if wanted > there.get(kind, 0.0):
+        if wanted > total.get(kind, 0.0):
             raise InvalidValueError(
-                f"a trial needs {wanted:g} {kind}, and the cluster has {there.get(kind, 0.0):g}: "
+                f"a trial needs {wanted:g} {kind}, and the cluster has {total.get(kind, 0.0):g}: "
                 f"change --{kind.lower()}s-per-trial"
             )
 
 
-def make_tuner(args: argparse.Namespace, spec: TaskSpec, path: Path) -> Any:
+def check_nodes(args: argparse.Namespace, spec: TaskSpec) -> None:
+    """See that every node that can train has the data set and this package.
+
+    Raises:
+        DataNotFoundError: One has no data set: all trials there would fail.
+        StateError: One cannot run any.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def missing() -> str | None:
+        return spec.create().missing()
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("GPU", 0.0) >= args.gpus_per_trial:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(missing)
+            asked[node["NodeManagerAddress"]] = remote.remote()
+    for address, answer in asked.items():
+        try:
+            problem = ray.get(answer)
+        except ray.exceptions.RayError as error:
+            raise StateError(f"no trial can run on node {address}: {last_line(error)}") from None
+        if problem:
+            raise DataNotFoundError(f"on node {address}: {problem}")
+
+
+def last_line(error: BaseException) -> str:
+    r"""What an error says, without where it came from.
+
+    >>> last_line(ValueError("a\nb")), last_line(ValueError())
+    ('b', 'ValueError()')
+    """
+    text = str(error).strip()
+    return text.splitlines()[-1] if text else repr(error)
+
+
+def make_tuner(args: argparse.Namespace, spec: TaskSpec) -> Any:
     """A new search, or the one that was interrupted, where its snapshot was.
 
     Raises:
-        StateError: There is no snapshot.
+        StateError: There is no snapshot; or one of another search.
     """
     from ray import tune
 
@@ -193,12 +254,15 @@ def make_tuner(args: argparse.Namespace, spec: TaskSpec, path: Path) -> Any:
     trainable = tune.with_resources(
         tune.with_parameters(TimedTrainable, task=spec, seed=args.seed), needs
     )
-    storage = args.storage or str(Path.home() / "ray_results")
+    storage = where(args)
+    saved = f"{storage}/{args.name}"
+    there = tune.Tuner.can_restore(saved)
     if args.resume:
-        where = f"{storage.rstrip('/')}/{args.name}"
-        if not tune.Tuner.can_restore(where):
-            raise StateError(f"Ray has no search in {where}: give its --storage and --name")
-        return tune.Tuner.restore(where, trainable, resume_unfinished=True, restart_errored=True)
+        if not there:
+            raise StateError(f"Ray has no search in {saved}: give its --storage and --name")
+        return tune.Tuner.restore(saved, trainable, resume_unfinished=True, restart_errored=True)
+    if there:
+        raise StateError(f"{saved} holds another search: give another --name or --storage")
     budgets = args.budgets
     scheduler = HyperBand(
         TIME,
@@ -222,7 +286,7 @@ def make_tuner(args: argparse.Namespace, spec: TaskSpec, path: Path) -> Any:
         run_config=tune.RunConfig(
             name=args.name,
             storage_path=storage,
-            callbacks=[Evaluations(str(path), tuple(budgets), count)],
+            callbacks=[Evaluations(str(lines_of(args)), tuple(budgets), count)],
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=1, checkpoint_frequency=1, checkpoint_at_end=True
@@ -260,26 +324,36 @@ def search(args: argparse.Namespace) -> dict[str, Any]:
         TuneExtError: The data, the cluster or an interrupted search is not there; or an option
             has an impossible value.
     """
-    reduction_factor(args.budgets)
-    spec = specification(args)
-    task = spec.create()
-    if problem := task.missing():
+    planned = trials(args.budgets, args.iterations)
+    spec, settings = specification(args), prepare(args)
+    if problem := spec.create().missing():
         raise DataNotFoundError(problem)
     start_ray(args)
-    path = prepare(args)
-    begun = time.time()
-    results = make_tuner(args, spec, path).fit()
-    records = read(path)
-    best = best_evaluation(records)
+    if args.address:
+        check_nodes(args, spec)
+    tuner, begun = make_tuner(args, spec), time.time()
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(settings, indent=1) + "\n"
+    (args.out / "settings.json").write_text(text, encoding="utf-8")
+    results = tuner.fit()
+    records = read(lines_of(args))
+    ended = results.num_terminated + results.num_errors
+    if ended < max(planned, len(results)):  # Ray comes back from Ctrl-C as if nothing were
+        raise StateError(f"interrupted when {ended} of {planned} had ended: go on with --resume")
+    errors = [last_line(e) for e in results.errors]
+    try:
+        best = best_evaluation(records)
+    except StateError as nothing:
+        raise StateError("; ".join([str(nothing), *errors[:1]])) from None
     error = tested(args, spec, best["trial"], results)
     out = {
         "schema": "tune-ext.joint-search",
         "version": _VERSION,
-        "settings": json.loads((args.out / "settings.json").read_text(encoding="utf-8")),
+        "settings": settings,
         "versions": provenance(),
         "hours": round((time.time() - begun) / 3600, 4),
         "trials": len(results),
-        "errors": [str(e).strip().splitlines()[-1] for e in results.errors],
+        "errors": errors,
         "best": {**best, "test_error": error},
         "evaluations": records,
     }
