@@ -144,10 +144,8 @@ def cell(label, method, seed, error, **changes):
     trials = [{"epochs": e, "train_seconds": 1.0} for e in (1, 1, 4)]
     known = {"max_epochs": 4, "makespan": 12.0, "busy_seconds": 6.0, "unit": "seconds"}
     tests = (error, error) if error is not None else ()
-    return make_record(
-        method, seed, tests, label=label, trials=trials, **{**known, **changes},
-        incumbents=[[2.0, 1.0, 0.5], [5.0, 4.0, 0.25]],
-    )  # fmt: skip
+    known |= {"trials": trials, "incumbents": [[2.0, 1.0, 0.5], [5.0, 4.0, 0.25]]}
+    return make_record(method, seed, tests, label=label, **{**known, **changes})
 
 
 @pytest.fixture
@@ -158,6 +156,7 @@ def records():
             cell("joint", "random", seed, 0.30 + 0.01 * seed),
             cell("joint", "our-bohb", seed, 0.20 + 0.02 * seed),
             cell("joint", "our-bohb+scaled", seed, 0.25),
+            cell("joint", "default", seed, 0.35, trials=[], incumbents=[]),
             cell("architecture", "our-bohb", seed, 0.40),
             cell("hyper-parameters", "our-bohb", seed, 0.20),
         ]
@@ -184,7 +183,10 @@ def test_differences_are_paired_and_a_cell_without_a_result_is_the_worst(joint, 
     )
     # Wilcoxon's smallest p with four seeds is 1/8; Holm's correction doubles that of two.
     assert parts.p == pytest.approx(0.25)
-    assert {question for question, _, _ in found} == {"parts", "built-in", "scaling", "random"}
+    beside = found["default", ("architecture", "our-bohb"), ("joint", "default")]
+    assert beside.difference.mean == pytest.approx(0.05)
+    names = {"parts", "built-in", "scaling", "random", "default"}
+    assert {question for question, _, _ in found} == names
 
 
 def test_what_a_search_did_is_counted(joint, records, monkeypatch):
@@ -198,7 +200,7 @@ def test_what_a_search_did_is_counted(joint, records, monkeypatch):
 
 def test_the_report_has_tables_pictures_and_numbers(joint, records, tmp_path, monkeypatch):
     monkeypatch.setattr(joint.report, "_parameters", lambda records: 1234.0)
-    methods = ("random", "bohb", "our-bohb", "our-bohb+scaled")
+    methods = ("default", "random", "bohb", "our-bohb", "our-bohb+scaled")
     tasks = [
         TaskSpec("digits-joint", {}, label)
         for label in ("joint", "architecture", "hyper-parameters")

@@ -37,7 +37,8 @@ from tune_ext.errors import StateError, TuneExtError
 
 HERE = Path(__file__).parent
 JOINT, PARTS = "joint", ("architecture", "hyper-parameters")
-BUILT_IN, OURS, SCALED, REFERENCE = "bohb", "our-bohb", "our-bohb+scaled", "random"
+BUILT_IN, OURS, SCALED = "bohb", "our-bohb", "our-bohb+scaled"
+REFERENCES = {"random": "Against random search", "default": "Against no search: the defaults"}
 HUNG = ("no progress for", "not finished within")
 Cells = Mapping[tuple[str, str], Mapping[int, CellRecord]]
 
@@ -47,7 +48,8 @@ class Comparison:
     """Two searches on the same seeds.
 
     Attributes:
-        question: What the comparison belongs to: "parts", "built-in", "scaling" or "random".
+        question: What the comparison belongs to: "parts", "built-in", "scaling", or one of
+            `REFERENCES`.
         first: (what is searched, method).
         second: The same of the other.
         difference: Of their test errors.
@@ -90,10 +92,10 @@ def pairs(cells: Cells) -> Iterator[tuple[str, tuple[str, str], tuple[str, str]]
         yield "built-in", (label, OURS), (label, BUILT_IN)
     for label in labels:
         yield "scaling", (label, SCALED), (label, OURS)
-    for label in labels:
-        for method in methods:
-            if method != REFERENCE:
-                yield "random", (label, method), (label, REFERENCE)
+    for reference in REFERENCES:
+        for label, method in cells:
+            if (label, method) != (JOINT, reference) and method != "default":
+                yield reference, (label, method), (JOINT, reference)
 
 
 def compare(cells: Cells) -> list[Comparison]:
@@ -252,7 +254,7 @@ def markdown(
         "parts": "What the joint search gains over its parts",
         "built-in": "Our BOHB against the built-in",
         "scaling": "With and without scaled rates and weights",
-        "random": "Against random search",
+        **REFERENCES,
     }
     for question, title in titles.items():
         chosen = [c for c in found if c.question == question]
@@ -285,7 +287,7 @@ def draw_anytime(cells: Cells, path: Path) -> None:
     first = JOINT if JOINT in labels else labels[0]
     panels[1].set_title(f"{first}: how it is searched", fontsize=10)
     for method in methods:
-        if (first, method) in cells:
+        if any(cell_points(r) for r in cells.get((first, method), {}).values()):
             _line(panels[1], cells[first, method], method)
     unit = next(r.unit for group in cells.values() for r in group.values())
     for axis in panels:
