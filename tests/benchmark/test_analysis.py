@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,19 @@ def test_idle_share_time_to_target_and_choices(several):
     assert results["autohyper"].to_target <= 30
     assert results["default"].to_target is None
     assert results["asha"].chosen["kind"] == "</script>"
+
+
+def test_a_busy_machine_leaves_no_worker_idle_and_a_gpu_costs_what_the_clock_says():
+    shared = make_record(
+        makespan=10.0, busy_seconds=4.0, cpu_seconds=4.0, trials=[{"train_seconds": 9.0}]
+    )
+    on_gpu = make_record(makespan=10.0, busy_seconds=9.0, cpu_seconds=2.0)
+    for record, trained in ((shared, 4.0), (on_gpu, 9.0)):
+        trials = [{"trial": 0, "config": {}, "epochs": 1, **t} for t in record.trials]
+        group = [replace(record, trials=trials)]
+        [result] = analyse(group, STUDY).tasks[0].methods
+        assert result.idle == pytest.approx(0.1)
+        assert result.trained == trained
 
 
 def test_tasks_together(several):

@@ -12,7 +12,7 @@ STUDY = {"title": "t", "settings": {"final_seeds": 1, "budget_unit": "epochs"}}
 def test_rows_are_sorted_by_test_error_and_those_without_come_last():
     records = [
         make_record("broken", test_errors=(), failures=["no"], recommendation={}),
-        make_record("worse", seed=0, test_errors=(0.4,), busy_seconds=9.0, cpu_seconds=3.0),
+        make_record("worse", seed=0, test_errors=(0.4,), busy_seconds=3.0, cpu_seconds=2.0),
         make_record("worse", seed=1, test_errors=(0.6,)),
         make_record(
             "better",

@@ -114,7 +114,7 @@ class MethodResult:
         units: Median of what the search used.
         seconds: Median duration of the search.
         trained: Median of what the trials of a search cost in training, all together: seconds of
-            the processor where that is recorded, else on the study's clock; None if unknown.
+            the processor where it is what trains, else on the study's clock; None if unknown.
         idle: Mean share of the workers' time in which they had nothing to do; None if unknown.
         to_target: Median of the budget used when it reached the target; inf if it rarely did,
             None without a target.
@@ -411,14 +411,16 @@ def _seconds(record: CellRecord) -> float:
 
 
 def _trained(group: Sequence[CellRecord]) -> list[float]:
-    costs = (r.busy_seconds if r.cpu_seconds is None else r.cpu_seconds for r in group)
+    costs = (r.cpu_seconds if r.busy_seconds is None else r.busy_seconds for r in group)
     return [float(cost) for cost in costs if cost is not None]
 
 
 def _idle(record: CellRecord) -> float | None:
     if not record.makespan or record.busy_seconds is None:
         return None
-    return idle_share(record.busy_seconds, record.makespan, record.workers)
+    # A processor's seconds are fewer than those on the clock where other work takes turns.
+    clocked = sum(trial.get("train_seconds", 0.0) for trial in record.trials)
+    return idle_share(max(record.busy_seconds, clocked), record.makespan, record.workers)
 
 
 def _cell(record: CellRecord, line: int) -> CellResult:

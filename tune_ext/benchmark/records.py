@@ -69,9 +69,10 @@ class CellRecord:
             [used, in `unit`; seconds on `clock`; error]. The error is the true one where the
             task knows it, otherwise the validation error at the end of its training so far.
         makespan: Length of the search on `clock`, in seconds; None where it is not known.
-        busy_seconds: Seconds that workers spent training, all together; None if not known.
-        cpu_seconds: The same in seconds of the processor, which other work on the machine does
-            not prolong; None if not known.
+        busy_seconds: Seconds that workers spent training, all together, as a budget in seconds
+            counts them: of the processor where that is what trains; None if not known.
+        cpu_seconds: The processor's part of them, which other work on the machine does not
+            prolong; None if not known.
         worst_error: What an evaluation that diverged counts as; None where there is no worst.
         percent: Whether errors are fractions that people read as percentages.
         error_name: What the error is, in words.
