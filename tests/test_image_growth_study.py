@@ -107,6 +107,18 @@ def staged(correlation):
     return {"stages": [row, later, later]}
 
 
+def test_a_search_that_was_ended_before_its_time_has_saved_none(study):
+    ended = {"failures": ["search, after 9 epochs: not finished within 60 s"]}
+    crashed = {"failures": ["2 of its trials crashed, the last with no"]}
+    made = [
+        *(cell(m, 0, 0.2, s, **crashed) for m, s in (("tpe", 10.0), ("tpe+growth", 8.0))),
+        cell("tpe", 1, 0.2, 10.0),
+        cell("tpe+growth", 1, 0.2, 1.0, **ended),
+    ]
+    (gain,) = study.report.gains(study.report.cells(made))
+    assert (gain.seeds, gain.seconds) == (1, (10.0, 8.0))
+
+
 def records(errors=(0.19, 0.18, 0.2)):
     """Three seeds: 100 seconds at .2, and 60 with growth; the last of these has failed."""
     grown = [trial(8, 0.01, 10.0), trial(12, 0.02, 20.0), trial(16, 0.19, 30.0)]
