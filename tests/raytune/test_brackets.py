@@ -169,6 +169,19 @@ def test_budgets_in_seconds(tmp_path: Path) -> None:
     assert play.scheduler.on_trial_result(play.controller, play.trials[0], dict(flat)) == "PAUSE"
 
 
+def test_results_without_the_time_are_told_once(tmp_path: Path, caplog: Any) -> None:
+    play = Play(tmp_path, 1, time_attr="seconds")
+    result = {"training_iteration": 1, "loss": 0.5}
+    for _ in range(2):
+        assert (
+            play.scheduler.on_trial_result(play.controller, play.trials[0], dict(result))
+            == "CONTINUE"
+        )
+    (record,) = caplog.records
+    assert "time_attr='seconds'" in record.message
+    assert "has loss, training_iteration" in record.message
+
+
 def test_a_blank_scheduler_takes_over_in_the_middle(tmp_path: Path) -> None:
     """What trials remember is saved by Ray with them: statuses come back as Ray restores them."""
     play = Play(tmp_path, 14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from tune_ext.errors import InvalidValueError, StateError
 from tune_ext.raytune._base import as_number, check_name, loss_of, unchecked
 
 __all__ = ["BUDGET", "HyperBand"]
+
+logger = logging.getLogger(__name__)
 
 BUDGET = "hyperband_budget"
 """In a result at which a trial was judged: the budget of its rung. `BOHBSearch` reads it."""
@@ -100,6 +103,7 @@ class HyperBand(FIFOScheduler):
         self._turns: dict[str, int] = {}  # in which order trials could last be started
         self._next_turn = 0
         self._interrupted: list[Any] = []  # trials that a restore has to start again, in turn
+        self._warned = False
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric and mode for what the constructor left open."""
@@ -134,6 +138,7 @@ class HyperBand(FIFOScheduler):
         self._settle()
         spent = as_number(result.get(self._time_attr))
         if spent is None:
+            self._warn_of_time(result)
             return str(self.CONTINUE)
         if trial.trial_id not in self._play:
             return str(self.STOP)
@@ -200,6 +205,16 @@ class HyperBand(FIFOScheduler):
         return f"HyperBand ({how}), {len(self._table)} brackets, rungs at {rungs}; {waiting} wait"
 
     # --- private
+
+    def _warn_of_time(self, result: Mapping[str, Any]) -> None:
+        if not self._warned:
+            logger.warning(
+                "HyperBand(time_attr=%r): a result has no such number, and its trial goes on "
+                "without being judged; the result has %s",
+                self._time_attr,
+                ", ".join(sorted(map(str, result))),
+            )
+        self._warned = True
 
     def _loss(self, result: Mapping[str, Any]) -> float | None:
         return loss_of(result, self._metric, self._mode)
