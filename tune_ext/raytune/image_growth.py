@@ -145,7 +145,7 @@ class ImageGrowthSearch(StatefulSearcher):
         """Return the next configuration, None while results are awaited, or FINISHED."""
         self._check_ready(self._space is not None)
         growth = self._grown()
-        if self._is_full() and not self._forget_lost():
+        if self._is_full() and not self._forget_lost(3 * _LOST_AFTER):  # slow steps are no sign yet
             return None
         while True:
             turn = growth.ask(trial_id)
@@ -289,9 +289,9 @@ class ImageGrowthSearch(StatefulSearcher):
         running = set(self._grown().live) - self._paused
         return self._most is not None and len(running) >= self._most
 
-    def _forget_lost(self) -> bool:
+    def _forget_lost(self, after: int = _LOST_AFTER) -> bool:
         """Take trials that no longer exist for failed, if Ray says that it runs nothing."""
-        if self._polls.blocked() < _LOST_AFTER:
+        if self._polls.blocked() < after:
             return False
         for trial_id in self._grown().live:
             self._end(trial_id, None, None)
