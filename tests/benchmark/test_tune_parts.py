@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -166,6 +167,15 @@ def test_the_trainable_resets_continues_and_ends_when_it_diverges(tmp_path):
     made.load_checkpoint(str(tmp_path))
     assert made.step()["epoch"] == 3
     assert len(journal.read_text().splitlines()) == 4
+
+
+def test_a_reset_lets_go_of_a_run_before_the_next_one_begins(monkeypatch):
+    made = TaskTrainable.__new__(TaskTrainable)
+    made.setup({"lr": 0.1}, task=TaskSpec(FAKE, {"epochs": 4}), seed=0)
+    run, there, begin = weakref.ref(made._run), [], made._begin
+    monkeypatch.setattr(made, "_begin", lambda config: (there.append(run()), begin(config)))
+    assert made.reset_config({"lr": 0.2})
+    assert there == [None]
 
 
 # What scales to the architecture has tests of its own, with a task that has architectures.

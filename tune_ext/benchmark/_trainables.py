@@ -124,6 +124,7 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start over with another configuration, in this process."""
+        del self._run  # a GPU may have no room for two networks
         self._begin(new_config)
         return True
 
