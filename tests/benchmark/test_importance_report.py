@@ -170,7 +170,7 @@ def test_importances_by_image_size(sized, tmp_path):
     names = [f"importance-by-image_size.{s}" for s in ("md", "png", "svg")]
     assert [p.name for p in written] == names
     page = written[0].read_text(encoding="utf-8")
-    assert "* image_size = 1: 60 trials of random" in page
+    assert "* image_size = 1: 60 trials of random that trained 4 epochs or ended before" in page
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
     assert rows[0] == ["| share, %", "image_size 1", "image_size 2 |"]
     shares = {row[0][2:]: [float(cell.split()[0]) for cell in row[1:]] for row in rows[2:]}

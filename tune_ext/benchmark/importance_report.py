@@ -46,6 +46,7 @@ class TaskImportance:
         found: The answer.
         objective: What is explained: the error, or its logarithm.
         groups: The answer where it is by group.
+        ended: Whether some trials ended by themselves before that length.
     """
 
     label: str
@@ -55,6 +56,7 @@ class TaskImportance:
     found: Importance | None = None
     objective: str = "validation error"
     groups: GroupedImportance | None = None
+    ended: bool = False
 
     def sentences(self) -> list[str]:
         """What it is computed from, and how far it can be trusted."""
@@ -71,6 +73,7 @@ class TaskImportance:
     def _told(self, found: Importance) -> str:
         epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
         told = f"{found.trials} trials of {', '.join(self.methods)} that trained {epochs}"
+        told += " or ended before by themselves" * self.ended
         if found.failed:
             told += f", {found.failed} of which diverged and count as the worst of the others"
         r2 = f"R² {found.r2:.2f} on trials that its trees have not seen"
@@ -145,7 +148,8 @@ def task_importance(
         raise
     except TuneExtError as error:  # one task's oddity keeps nobody from the others
         return TaskImportance(label, longest, methods, str(error))
-    return TaskImportance(label, longest, methods, found=found, objective=objective, groups=groups)
+    ended = any(t.get("ended") for _, t in kept)
+    return TaskImportance(label, longest, methods, "", found, objective, groups, ended)
 
 
 def _at_full_size(config: Mapping[str, Any], sizes: Sequence[int]) -> bool:
