@@ -46,15 +46,26 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
+def ray_of_this_process() -> Iterator[None]:
+    """What ends the Ray that `cluster` starts."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def cluster(ray_of_this_process: None) -> str:
     """One local Ray for all tests of a process; its address.
 
-    It has two CPUs and a GPU that only Ray believes in.
+    It has two CPUs and a GPU that only Ray believes in, and all of them are free.
     """
     import ray
 
     from tests import own_ray
 
-    own_ray.start(num_gpus=1, configure_logging=False)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    if ray.is_initialized() and not own_ray.is_free(CPU=2, GPU=1):
+        ray.shutdown()
+    if not ray.is_initialized():
+        own_ray.start(num_gpus=1, configure_logging=False)
+    return str(ray.get_runtime_context().gcs_address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
@@ -29,6 +30,20 @@ def start(**options: Any) -> None:
                 raise
         else:
             return
+
+
+def is_free(patience: float = 15.0, **resources: float) -> bool:
+    """Whether all of some resources are free, or will be within so many seconds.
+
+    Ray loses those of a placement group for good that is removed after its node has set them
+    aside and before the group is confirmed, as may happen to that of a trial cancelled ahead.
+    """
+    end = time.monotonic() + patience
+    while any(ray.available_resources().get(name, 0) < all_ for name, all_ in resources.items()):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def start_nodes(*nodes: dict[str, Any]) -> Cluster:
