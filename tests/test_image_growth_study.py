@@ -45,6 +45,10 @@ class SizedRun:
 class SizedTask(Pixels):
     name = "sized"
 
+    def __init__(self, device="cpu"):
+        super().__init__()
+        self.options = {"device": device}
+
     def start(self, config, *, seed):
         return SizedRun({**self.default_config, **config})
 
@@ -88,12 +92,12 @@ def trial(size, error, seconds):
     return {"trial": 0, "config": config, "epochs": 2, "validation_error": error, **costs}
 
 
-def cell(method, seed, error, seconds, trials=(), **changes):
+def cell(method, seed, error, seconds, trials=(), device="cpu", **changes):
     return make_record(
         method,
         seed,
         (error,),
-        task={"name": SIZED, "options": {}},
+        task={"name": SIZED, "options": {"device": device}},
         label="images",
         trials=list(trials),
         cpu_seconds=seconds,
@@ -117,6 +121,19 @@ def test_a_search_that_was_ended_before_its_time_has_saved_none(study):
     ]
     (gain,) = study.report.gains(study.report.cells(made))
     assert (gain.seeds, gain.seconds) == (1, (10.0, 8.0))
+
+
+def test_where_a_gpu_trains_time_is_the_clocks(study):
+    clocked = [
+        [{**trial(size, 0.3, 4.0), "train_seconds": s}] * 2 for size, s in ((None, 25.0), (16, 3.0))
+    ]
+    made = [
+        cell("tpe", 0, 0.2, 8.0, clocked[0], device="cuda", busy_seconds=50.0),
+        cell("tpe+growth", 0, 0.2, 8.0, clocked[1], device="cuda", busy_seconds=6.0),
+    ]
+    (gain,) = study.report.gains(study.report.cells(made))
+    assert gain.seconds == (50.0, 6.0)
+    assert gain.at_equal_time == (math.inf, 0.3), "not one at full size had ended by then"
 
 
 def records(errors=(0.19, 0.18, 0.2)):

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tune_ext.benchmark._cost import trains_on_cpu
 from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.stats import Interval, bootstrap_iqm, interquartile_mean
 from tune_ext.benchmark.study import TaskSpec
@@ -104,9 +105,20 @@ def _whole(record: CellRecord) -> bool:
 
 
 def _seconds(record: CellRecord) -> float:
-    """What its trials used of the processor; on the clock where that was not recorded."""
-    known = record.cpu_seconds if record.cpu_seconds is not None else record.busy_seconds
+    """What its trials were trained: on the processor, or, where a GPU trains, on the clock."""
+    known = record.cpu_seconds if _on_cpu(record) else None
+    known = record.busy_seconds if known is None else known
     return math.nan if known is None else float(known)
+
+
+def _cost(record: CellRecord, trial: Mapping[str, Any]) -> float:
+    """What a trial of its was trained; not finite where that was not recorded."""
+    name = "cpu_seconds" if _on_cpu(record) else "train_seconds"
+    return float(trial.get(name, math.nan))
+
+
+def _on_cpu(record: CellRecord) -> bool:
+    return trains_on_cpu(_task(record))
 
 
 def _gain(task: str, method: str, pairs: Sequence[tuple[CellRecord, CellRecord]]) -> Gain:
@@ -156,8 +168,8 @@ def _at_equal_time(plain: CellRecord, grown: CellRecord) -> tuple[float, float]:
     left, full = _seconds(grown), full_size(grown)
     known = [math.inf]
     for trial in plain.trials:
-        left -= trial.get("cpu_seconds", math.inf)
-        if left < 0:
+        left -= _cost(plain, trial)
+        if not left >= 0:
             break
         known.append(_error(trial))
     return min(known), min((_error(t) for t in trials_at(grown, full)), default=math.inf)
@@ -194,7 +206,7 @@ def stages(found: Cells) -> Iterator[dict[str, Any]]:
             continue
         for place, size in enumerate(_task(records[0]).image_sizes):
             rows = [r.details["stages"][place] for r in records if len(r.details["stages"]) > place]
-            costs = [t.get("cpu_seconds", math.nan) for r in records for t in trials_at(r, size)]
+            costs = [_cost(r, t) for r in records for t in trials_at(r, size)]
             known = [row["correlation"] for row in rows if row.get("correlation") is not None]
             weights = [row["weight"] for row in rows if row.get("weight") is not None]
             yield {
