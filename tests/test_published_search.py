@@ -22,7 +22,7 @@ SMALL += ["--gpus-per-trial", "0"]
 def published(one_thread):
     """The script, which imports what is beside it by its plain name."""
     sys.path.insert(0, str(FOLDER))
-    others = {name: sys.modules.pop(name, None) for name in ("published", "evaluations")}
+    others = {name: sys.modules.pop(name, None) for name in ("published", "evaluations", "lines")}
     try:
         yield importlib.import_module("published")
     finally:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import platform
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from lines import append, read  # beside this file
 
 from tune_ext._random import derive_seed
 from tune_ext.benchmark.history import finite, plain
@@ -76,25 +77,6 @@ def train(task: Task, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
             break
     lost = task.max_epochs - len(errors)
     return {"parameters": weights, "error": errors + [None] * lost, "seconds": seconds}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records written so far; a line that a kill cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            print("left out a damaged line", file=sys.stderr)
-    return records
-
-
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a record; on a line of its own, also where a kill cut the last one short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(record, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:

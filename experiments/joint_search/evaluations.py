@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lines import append, read  # beside this file
 from ray.tune import Callback
 
 from tune_ext.benchmark.history import finite, plain
@@ -62,8 +61,7 @@ class Evaluations(Callback):
         }
         for budget in due:  # several, where a single batch takes longer than a budget
             record = {"trial": trial.trial_id, "budget": budget, **told}
-            with Path(self.path).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record, allow_nan=False) + "\n")
+            append(Path(self.path), record)
             self._tell(record, trials)
 
     def _known(self) -> dict[str, float]:
@@ -92,17 +90,6 @@ class Evaluations(Callback):
             f" | {len(trials)} of {self.trials} begun, {running} run | best: {best or 'none'}",
             flush=True,
         )
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The evaluations that were written; a line that a kill cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            print("left out a damaged line", file=sys.stderr)
-    return records
 
 
 def best_evaluation(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -31,7 +31,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from evaluations import METRIC, TIME, Evaluations, best_evaluation, read, table  # beside this file
+from evaluations import METRIC, TIME, Evaluations, best_evaluation, table  # beside this file
+from lines import read
 
 from tune_ext._checks import check_count
 from tune_ext._random import check_seed
