@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export TUNE_DISABLE_AUTO_CALLBACK_LOGGERS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help compare test check lint types bench environment clean
+.PHONY: help compare test check lint types bench chaos environment clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ bench: $(STAMP) ## the speed measurements, each side by side with what it is com
 	$(BIN)/python experiments/speed/bohb.py --json results/speed/bohb.json
 	$(BIN)/python experiments/speed/hyperband.py --json results/speed/hyperband.json
 	$(BIN)/python experiments/speed/plan.py --json results/speed/plan.json
+
+chaos: $(STAMP) ## every fault that we know of, injected into ours and into Ray's
+	$(BIN)/python experiments/chaos/run.py $(ARGS)
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
