@@ -102,7 +102,7 @@ def case(
 
     def register(function: Function) -> Function:
         known = CASES.get(name)
-    XX
+        if known is not None and _place(known.function) != _place(function):
             raise ValueError(f"two cases are called {name!r}")
         CASES[name] = Case(name, what, function, short, here, seconds)
         return function
