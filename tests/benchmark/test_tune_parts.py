@@ -62,7 +62,7 @@ def test_a_run_can_be_given_up():
 
 def test_crashes_in_a_row_are_hopeless_but_not_with_epochs_between():
     watch = Watch(tolerance=3)
-    trial = SimpleNamespace(pickled_error_file=None)
+    trial = SimpleNamespace(error_file=None)
     for _ in range(4):
         watch.on_trial_error(0, [], trial)
         watch.on_trial_error(0, [], trial)
@@ -72,6 +72,17 @@ def test_crashes_in_a_row_are_hopeless_but_not_with_epochs_between():
         watch.on_trial_error(0, [], trial)
     assert watch.hopeless
     assert watch.errors == ["unknown"] * 11
+
+
+def test_why_a_trial_crashed_is_read_from_text(tmp_path):
+    told = tmp_path / "error.txt"
+    told.write_text("Failure # 1\n" + "at line 3\n" * 9000 + "ValueError: no \xe9 here\n\n")
+    watch = Watch(tolerance=3)
+    for path in (str(told), str(tmp_path / "none.txt")):
+        watch.on_trial_error(0, [], SimpleNamespace(error_file=path))
+    told.write_text("")
+    watch.on_trial_error(0, [], SimpleNamespace(error_file=str(told)))
+    assert watch.errors == ["ValueError: no \xe9 here", "unknown", "unknown"]
 
 
 class Controller:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,9 @@ from tune_ext._loss_monitor import LossMonitor
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark._ledger import RemotePermits
 from tune_ext.benchmark._permits import Permits
+from tune_ext.benchmark._run_files import read_run, write_run
 from tune_ext.benchmark.study import TaskSpec
+from tune_ext.errors import StateError
 from tune_ext.raytune._base import RESERVED_KEY
 
 __all__ = ["LookupTrainable", "TaskTrainable", "permits_of"]
@@ -109,18 +110,20 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
             _report_losses(self._loss_monitor, self._run)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the run's state."""
-        with Path(checkpoint_dir, "run.pkl").open("wb") as file:
-            monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
-            pickle.dump({"run": self._run.state_dict(), "monitor": monitor}, file)
+        """Write the run's state, as data: see `_run_files`."""
+        monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
+        write_run(checkpoint_dir, {"run": self._run.state_dict(), "monitor": monitor})
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on where the state was written."""
-        with Path(checkpoint, "run.pkl").open("rb") as file:
-            state = pickle.load(file)
-        self._run.load_state_dict(state["run"])
+        state = read_run(checkpoint)
+        try:
+            run, monitor = state["run"], state["monitor"]
+        except KeyError as error:
+            raise StateError(f"{checkpoint} holds no run of a comparison: no {error}") from None
+        self._run.load_state_dict(run)
         if self._loss_monitor is not None:
-            self._loss_monitor.load_state_dict(state["monitor"])
+            self._loss_monitor.load_state_dict(monitor)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start over with another configuration, in this process."""

@@ -11,6 +11,7 @@ tune.Tuner(
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,10 @@ def load_run(checkpoint: str | Path) -> dict[str, Any]:
 
     try:
         state = torch.load(Path(checkpoint, _FILE), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except pickle.UnpicklingError as error:  # torch's advice is to trust the file
+        told = "holds something else than tensors and plain values; it was left alone"
+        raise StateError(f"{checkpoint} {told}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise StateError(f"{checkpoint} holds no run of the joint search: {error}") from error
     if not isinstance(state, dict):
         raise StateError(f"{checkpoint} holds no run of the joint search")

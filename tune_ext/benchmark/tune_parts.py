@@ -6,7 +6,6 @@ import heapq
 import itertools
 import math
 import os
-import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,9 @@ __all__ = [
 
 _TELL_WAITING = 10.0
 """Seconds between two messages that trials wait for a node."""
+
+_REASON_BYTES = 65536
+"""Of a trial's error file, which can be long, this much of its end is read."""
 
 
 class StreamSearch(Searcher):  # type: ignore[misc] # Ray's classes are untyped
@@ -323,9 +325,14 @@ class Watch(Callback):  # type: ignore[misc] # Ray's classes are untyped
         self._in_a_row += 1
         if self._ledger is not None:
             self._ledger.lose.remote(trial.trial_id)
-        path = getattr(trial, "pickled_error_file", None)
-        reason = "unknown"
-        if path and os.path.exists(path):
-            with open(path, "rb") as file:
-                reason = str(pickle.load(file)).strip().splitlines()[-1]
-        self.errors.append(reason)
+        self.errors.append(_reason(getattr(trial, "error_file", None)))
+
+
+def _reason(path: str | None) -> str:
+    """The last line of a trial's error file, which is text; the pickle beside it is not read."""
+    if not path or not os.path.exists(path):
+        return "unknown"
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - _REASON_BYTES))
+        lines = file.read(_REASON_BYTES).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else "unknown"
