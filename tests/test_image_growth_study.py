@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from tune_ext.benchmark.study_file import load_study
 from tune_ext.errors import StateError
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "image_growth"
-MODULES = ("report", "importances")
+MODULES = ("gains", "report", "importances")
 SIZED = "tests.test_image_growth_study:SizedTask"
 SIZES = (8, 12, 16)
 
@@ -119,7 +120,7 @@ def test_a_search_that_was_ended_before_its_time_has_saved_none(study):
         cell("tpe", 1, 0.2, 10.0),
         cell("tpe+growth", 1, 0.2, 1.0, **ended),
     ]
-    (gain,) = study.report.gains(study.report.cells(made))
+    (gain,) = study.gains.gains(study.gains.cells(made))
     assert (gain.seeds, gain.seconds) == (1, (10.0, 8.0))
 
 
@@ -131,7 +132,7 @@ def test_where_a_gpu_trains_time_is_the_clocks(study):
         cell("tpe", 0, 0.2, 8.0, clocked[0], device="cuda", busy_seconds=50.0),
         cell("tpe+growth", 0, 0.2, 8.0, clocked[1], device="cuda", busy_seconds=6.0),
     ]
-    (gain,) = study.report.gains(study.report.cells(made))
+    (gain,) = study.gains.gains(study.gains.cells(made))
     assert gain.seconds == (50.0, 6.0)
     assert gain.at_equal_time == (math.inf, 0.3), "not one at full size had ended by then"
 
@@ -149,7 +150,7 @@ def records(errors=(0.19, 0.18, 0.2)):
 
 
 def test_each_searcher_is_compared_with_itself_on_the_seeds_that_both_have(study):
-    (gain,) = study.report.gains(study.report.cells(records()))
+    (gain,) = study.gains.gains(study.gains.cells(records()))
     assert (gain.method, gain.seeds, gain.seconds) == ("tpe", 3, (100.0, 60.0))
     assert gain.saved == pytest.approx((0.4, 0.4, 0.4))
     assert gain.errors == pytest.approx((0.2, 0.19))
@@ -173,7 +174,7 @@ def test_each_searcher_is_compared_with_itself_on_the_seeds_that_both_have(study
 )
 def test_the_goal(study, saved, relative, said):
     nothing = math.nan
-    gain = study.report.Gain(
+    gain = study.gains.Gain(
         "t",
         "tpe",
         5,
@@ -191,26 +192,51 @@ def test_the_goal(study, saved, relative, said):
 def test_the_interval_of_the_change_keeps_seeds_together(study):
     """Each seed's errors differ by 10 %, and the seeds by far more: the change is certain."""
     first = np.array([0.1, 0.2, 0.4, 0.8])
-    found = study.report.relative_change(np.column_stack([first, 1.1 * first]))
+    found = study.gains.relative_change(np.column_stack([first, 1.1 * first]))
     assert found == pytest.approx((0.1, 0.1, 0.1))
-    assert math.isnan(study.report.relative_change(np.array([[0.1, 0.2]])).low)
+    assert math.isnan(study.gains.relative_change(np.array([[0.1, 0.2]])).low)
 
 
 def test_old_records_have_the_seconds_of_the_clock(study):
     made = [cell(m, 0, 0.2, None, busy_seconds=s) for m, s in (("tpe", 8.0), ("tpe+growth", 2.0))]
-    (gain,) = study.report.gains(study.report.cells(made))
+    (gain,) = study.gains.gains(study.gains.cells(made))
     assert gain.saved.value == pytest.approx(0.75)
-    assert not study.report.gains(study.report.cells([cell("tpe", 0, 0.2, 1.0)]))
+    assert not study.gains.gains(study.gains.cells([cell("tpe", 0, 0.2, 1.0)]))
+
+
+def test_all_searchers_of_a_task_together(study):
+    """TPE saves 40 % at 5 % less error; random search half of the time at 10 % more."""
+    made = records((0.19, 0.19, 0.19))[:-1]  # without the seed that only random search has
+    assert study.gains.pooled(study.gains.cells(made)) == [], "one searcher is not pooled"
+    made += [cell("random", s, 0.2, 10.0) for s in range(3)]
+    made += [cell("random+growth", s, 0.22, 5.0) for s in range(3)]
+    (found,) = study.gains.pooled(study.gains.cells(made))
+    assert (found.task, found.searchers, found.seeds) == ("images", 2, 3)
+    assert found.saved == pytest.approx((0.45, 0.45, 0.45))
+    assert found.relative == pytest.approx((0.025, 0.025, 0.025))
+
+
+def test_studies_of_several_directories_are_one_report(study, tmp_path):
+    for name in ("a", "b"):
+        store = RecordStore(tmp_path / name)
+        store.open(make_study())
+        for record in records():
+            store.append(replace(record, label=f"images {name}"))
+    page = study.report.write([tmp_path / "a", tmp_path / "b"])[0]
+    assert page.parent.name == "a"
+    text = page.read_text(encoding="utf-8")
+    assert "| images a | tpe |" in text
+    assert "| images b | tpe |" in text
 
 
 def test_the_page_the_numbers_and_the_picture(study, tmp_path):
     store = RecordStore(tmp_path)
     store.open(make_study())
     with pytest.raises(StateError, match="no searcher"):
-        study.report.write(tmp_path)
+        study.report.write([tmp_path])
     for record in records((0.21, 0.22, 0.23)):
         store.append(record)
-    written = study.report.write(tmp_path)
+    written = study.report.write([tmp_path])
     assert [p.name for p in written] == ["growth.md", "growth.json", "growth.png", "growth.svg"]
     text = written[0].read_text(encoding="utf-8")
     assert "is met by 0 of 1; 1 are more than 2 % relative worse" in text
