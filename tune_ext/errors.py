@@ -24,8 +24,22 @@ __all__ = [
 ]
 
 
+LONGEST = 1500
+"""Characters of a message, at most: a value that it quotes may be of any size."""
+
+
 class TuneExtError(Exception):
-    """Base class of every exception that this package raises on purpose."""
+    """Base class of every exception that this package raises on purpose.
+
+    A message that quotes a value of many pages is shortened in its middle: what is wrong is told
+    at its beginning, and what to do at its end.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) <= LONGEST:
+            return text
+        return f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 + 3 :]}"
 
 
 class InvalidValueError(TuneExtError, ValueError):
