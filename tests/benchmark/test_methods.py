@@ -31,6 +31,7 @@ from tune_ext.benchmark.methods import (
     unsuited,
 )
 from tune_ext.benchmark.simulation import simulate
+from tune_ext.benchmark.tasks import create
 from tune_ext.benchmark.tune_parts import BudgetStopper, NumberedSearch
 from tune_ext.errors import InvalidValueError
 from tune_ext.raytune._play import FakeController, fake_trial
@@ -320,6 +321,12 @@ def test_what_a_task_lacks_is_told():
     assert "does not measure the response" in unsuited("autohyper", task)
     task.simulated = True
     assert "no weights" in unsuited("pbt", task)
+
+
+def test_a_training_counted_in_seconds_is_not_compared_in_epochs():
+    task = create("digits-joint", unit="seconds", budgets=[1, 3])
+    assert "counted in seconds" in unsuited("random", task)
+    assert unsuited("random", create("digits-joint")) is None
 
 
 def test_listing_the_methods_imports_nothing_heavy():

@@ -422,6 +422,11 @@ def unsuited(name: str, task: Task, unit: str = "epochs") -> str | None:
         task: What is searched.
         unit: Of the budget: one in evaluations is for methods that train every trial to its end.
     """
+    if not task.counts_epochs:
+        return (
+            "its trainings are counted in seconds, and a comparison trains in epochs: give its "
+            'options unit = "epochs", or search it with tune_ext.benchmark.timed'
+        )
     if unit == "evaluations" and not METHODS[name].whole:
         return "the budget counts evaluations, and not all of its trials train to their end"
     return METHODS[name].unsuited(task)

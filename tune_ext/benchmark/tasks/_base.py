@@ -96,6 +96,8 @@ class Task(ABC):
         searches_architecture: Whether the configuration decides the network too: there are then
             `build` and `example_input`, and a configuration may say how the weights are first
             drawn: "initialization" is "default" or "scaled" (see `tune_ext.scaling`).
+        counts_epochs: Whether runs end with an epoch; else by the seconds that they trained, and
+            a comparison cannot share its budget out among them.
         rate_name: The name of the learning rate.
         rate_is_of_default: Whether learning rates that are scaled to an architecture are those
             of the default configuration's; else of the published base.
@@ -113,6 +115,7 @@ class Task(ABC):
     simulated: ClassVar[bool] = False
     measures_response: bool = True
     searches_architecture: ClassVar[bool] = False
+    counts_epochs: bool = True
     rate_name: ClassVar[str] = "lr"
     rate_is_of_default: ClassVar[bool] = False
     error_name: str = "error"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,16 +9,17 @@ from tune_ext._bracket_table import bracket_table
 from tune_ext._checks import as_number, check_choice, check_count, check_positive
 from tune_ext._joint_space import Part, ranges
 from tune_ext._warm_restarts import CosineRestarts, check_budgets
-from tune_ext.benchmark.tasks._training_task import TrainingTask
+from tune_ext.benchmark.tasks._architecture_task import ArchitectureTask
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 from tune_ext.spaces import joint_space
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from tune_ext._shake import Coefficients
-    from tune_ext.benchmark.tasks._data import Parts
     from tune_ext.benchmark.tasks._recipe import RecipeRun
+    from tune_ext.benchmark.tasks._training_task import TrainingTask
+    from tune_ext.scaling import Plan
 
 __all__ = ["JointTask", "Limits", "small_limits"]
 
@@ -52,7 +52,7 @@ def small_limits(image_size: int) -> dict[str, tuple[float, float]]:
     }
 
 
-class JointTask(TrainingTask):
+class JointTask(ArchitectureTask):
     """What is the same for all data.
 
     Args:
@@ -77,7 +77,6 @@ class JointTask(TrainingTask):
     """
 
     part: ClassVar[Part] = "joint"
-    searches_architecture: ClassVar[bool] = True
     rate_name: ClassVar[str] = "learning_rate"
     rate_is_of_default: ClassVar[bool] = True
 
@@ -97,18 +96,18 @@ class JointTask(TrainingTask):
         device: str,
     ) -> None:
         super().__init__(
+            data,
+            (channels, image_size, image_size),
             optimizer="sgd",
             epochs=epochs,
             batch_size=128,
             schedule="cosine",
-            parameters=("lr",),
-            measure_response=False,
             device=device,
         )
         check_choice("unit", unit, ("epochs", "seconds"))
         check_choice("coefficients", coefficients, ("uniform", "softmax"))
-        self._data, self._shape = data, (channels, image_size, image_size)
         self._flip, self._unit = flip, unit
+        self.counts_epochs = unit == "epochs"
         self._coefficients: Coefficients = coefficients
         given = self._limits(limits)
         searched = ranges(given)
@@ -155,13 +154,6 @@ class JointTask(TrainingTask):
         table = bracket_table(self.max_epochs, _REDUCTION_FACTOR, whole=True)
         return [rung.budget for rung in table[0]]
 
-    def missing(self) -> str | None:
-        """None, unless the data is not here."""
-        return self._data.missing()
-
-    def _split(self, seed: int) -> Parts:
-        return self._data._split(seed)
-
     def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         for name in config:
             check_choice("a name in config", name, self.default_config)
@@ -189,29 +181,10 @@ class JointTask(TrainingTask):
         channels, weights = self._shape[0], self._coefficients
         return joint_network(read, channels, _CLASSES, coefficients=weights)
 
-    @property
-    def example_input(self) -> Tensor:
-        """One image of zeros; see `Task.example_input`."""
-        import torch
-
-        return torch.zeros(1, *self._shape)
-
-    def _network(self) -> nn.Module:
-        return self.build(self.default_config)
-
-    def _weighted(self, values: Mapping[str, Any], seed: int) -> nn.Module:
-        import torch
-
+    def _plan(self, values: Mapping[str, Any], network: nn.Module) -> Plan:
         from tune_ext import scaling
-        from tune_ext.benchmark.tasks._networks import build
 
-        network = build(lambda: self.build(values), seed=seed)
-        if values["initialization"] == "scaled":
-            with warnings.catch_warnings():  # the theory knows no normalisation
-                warnings.simplefilter("ignore", scaling.ScalingWarning)
-                plan = scaling.plan(network, self.example_input)
-            plan.initialize_(network, generator=torch.Generator().manual_seed(seed))
-        return network
+        return scaling.plan(network, self.example_input)
 
     def _run(self, network: nn.Module, values: Mapping[str, Any], seed: int) -> RecipeRun:
         from tune_ext.benchmark.tasks._augment import Augmentation, Cutout, Mixup

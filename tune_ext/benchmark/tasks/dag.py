@@ -8,9 +8,8 @@ order of their distance, as many of them as `density` says.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ConfigSpace import (
     CategoricalHyperparameter,
@@ -20,15 +19,16 @@ from ConfigSpace import (
 )
 
 from tune_ext._checks import as_number, check_choice, check_count, check_positive
-from tune_ext.benchmark.tasks._training_task import TrainingTask, check_values
+from tune_ext.benchmark.tasks._architecture_task import ArchitectureTask
+from tune_ext.benchmark.tasks._training_task import check_values
 from tune_ext.benchmark.tasks.digits import DigitsMLP
 from tune_ext.benchmark.tasks.fashion_mnist import FashionMNISTResNet
 from tune_ext.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from tune_ext.benchmark.tasks._data import Parts
+    from tune_ext.benchmark.tasks._training_task import TrainingTask
     from tune_ext.scaling import Plan
 
 __all__ = ["DigitsDAG", "FashionMNISTDAG", "dag_string"]
@@ -59,7 +59,7 @@ def dag_string(depth: int, density: float, skip: str) -> str:
     )
 
 
-class _DagTask(TrainingTask):
+class _DagTask(ArchitectureTask):
     """What is the same for all data.
 
     Args:
@@ -71,8 +71,6 @@ class _DagTask(TrainingTask):
         training: The other options of `TrainingTask`.
     """
 
-    searches_architecture: ClassVar[bool] = True
-
     def __init__(
         self,
         data: TrainingTask,
@@ -83,9 +81,9 @@ class _DagTask(TrainingTask):
         parameters: Sequence[str],
         **training: Any,
     ) -> None:
-        super().__init__(parameters=("lr",), measure_response=False, **training)
+        super().__init__(data, shape, **training)
         check_choice("network", network, ("mlp", "cnn"))
-        self._data, self._shape, self._kind = data, shape, network
+        self._kind = network
         self.default_config |= {
             "lr": check_positive("lr", lr, below=float("inf")),
             "depth": 2,
@@ -122,13 +120,6 @@ class _DagTask(TrainingTask):
             space.add(known[name])
         return space
 
-    def missing(self) -> str | None:
-        """None, unless the data is not here."""
-        return self._data.missing()
-
-    def _split(self, seed: int) -> Parts:
-        return self._data._split(seed)
-
     def _values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         for name in config:
             check_choice("a name in config", name, self.default_config)
@@ -158,26 +149,8 @@ class _DagTask(TrainingTask):
         dag = dag_string(values["depth"], values["density"], values["skip"])
         return self._kind, dag, values["width"], self._shape
 
-    @property
-    def example_input(self) -> Tensor:
-        """One image of zeros; see `Task.example_input`."""
-        import torch
-
-        return torch.zeros(1, *self._shape)
-
-    def _network(self) -> nn.Module:
-        return self.build(self.default_config)
-
-    def _weighted(self, values: Mapping[str, Any], seed: int) -> nn.Module:
-        import torch
-
-        from tune_ext.benchmark.tasks._networks import build
-
-        network = build(lambda: self.build(values), seed=seed)
-        if values["initialization"] == "scaled":
-            plan = _plan(*self._key(values))
-            plan.initialize_(network, generator=torch.Generator().manual_seed(seed))
-        return network
+    def _plan(self, values: Mapping[str, Any], network: nn.Module) -> Plan:
+        return _plan(*self._key(values))
 
 
 def _make(kind: str, dag: str, width: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -192,15 +165,13 @@ def _plan(kind: str, dag: str, width: int, shape: tuple[int, int, int]) -> Plan:
     from tune_ext import scaling
 
     convolutions = kind == "cnn"
-    with warnings.catch_warnings():  # what the theory does not cover is for the report to show
-        warnings.simplefilter("ignore", scaling.ScalingWarning)
-        return scaling.plan_of_dag(
-            dag,
-            inputs=shape[0] if convolutions else math.prod(shape),
-            width=width,
-            classes=_CLASSES,
-            kernel_size=3 if convolutions else None,
-        )
+    return scaling.plan_of_dag(
+        dag,
+        inputs=shape[0] if convolutions else math.prod(shape),
+        width=width,
+        classes=_CLASSES,
+        kernel_size=3 if convolutions else None,
+    )
 
 
 class DigitsDAG(_DagTask):
