@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 after an error in what was asked for, or 130 when stopped.
     """
     options = _parser().parse_args(arguments)
-    sys.path.append(os.getcwd())  # so that a study can name a task of the user's own
+    if getattr(options, "task_modules", None):
+        sys.path.append(os.getcwd())  # where a module of the user's own is, if not installed
     try:
         return _flushed(int(options.run(options)))
     except BrokenPipeError:
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--cpus-per-trial", type=float, default=1.0, help="default: 1")
     compare.add_argument("--gpus-per-trial", type=float, default=0.0, help="default: 0")
+    _add_task_module(compare)
     compare.set_defaults(run=_compare)
     report = commands.add_parser("report", help="print a study's table and draw its plot again")
     report.add_argument("directory", help="the directory of the records, or its URI on a storage")
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     importance.add_argument(
         "--by", metavar="KEY", help="for each value of a key of the configurations: image_size"
     )
+    _add_task_module(importance)
     importance.set_defaults(run=_importance)
     export = commands.add_parser("export", help="write the records as Parquet tables")
     export.add_argument("directory", help="the directory of the records")
@@ -101,6 +104,17 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="tasks, methods and studies, and what is missing")
     listing.set_defaults(run=_list)
     return parser
+
+
+def _add_task_module(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--task-module",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        dest="task_modules",
+        help="a module of your own that tasks may come from, which runs its code; can be repeated",
+    )
 
 
 def _need(*modules: str) -> None:
@@ -115,7 +129,7 @@ def _need(*modules: str) -> None:
 def _compare(options: argparse.Namespace) -> int:
     _need("rich", "vl_convert")
     path = find_study(options.study)
-    study = load_study(path).with_overrides(
+    study = load_study(path, options.task_modules).with_overrides(
         methods=None if options.methods is None else _names(options.methods),
         seeds=None if options.seeds is None else parse_seeds(options.seeds),
         budget=options.budget,
@@ -186,7 +200,8 @@ def _importance(options: argparse.Namespace) -> int:
     _need("matplotlib")
     from tune_ext.benchmark.importance_report import write_importance
 
-    written = write_importance(_records(options.directory), options.by)
+    store = _records(options.directory)
+    written = write_importance(store, options.by, modules=options.task_modules)
     print("Written: " + ", ".join(str(path) for path in written))
     return 0
 
@@ -255,7 +270,11 @@ def _list(options: argparse.Namespace) -> int:
     _print_rows("Methods", [(n, m.description, _needs(n)) for n, m in METHODS.items()])
     studies = []
     for path in sorted(Path("experiments").glob("*/study.toml")):
-        study = load_study(path)
+        try:
+            study = load_study(path)
+        except TuneExtError as error:
+            studies.append((path.parent.name, "cannot be run as it is", str(error)))
+            continue
         cells = f"{len(study.cells())} cells of {study.budget} {study.unit}"
         studies.append((path.parent.name, study.title, cells))
     _print_rows("Studies in ./experiments", studies)

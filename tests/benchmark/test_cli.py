@@ -18,6 +18,8 @@ from tune_ext.benchmark.runner import CellRun
 from tune_ext.benchmark.study import Cell, TaskSpec
 from tune_ext.benchmark.tasks import names
 
+OWN = ["--task-module", "tests.benchmark.fake"]
+
 STUDY = f"""\
 title = "A fake study"
 [[tasks]]
@@ -59,7 +61,7 @@ def test_list_says_what_is_missing(capsys, tmp_path, monkeypatch):
 
 def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["compare", str(study_file), "--jobs", "1"]) == 0
+    assert cli.main(["compare", str(study_file), "--jobs", "1", *OWN]) == 0
     out = capsys.readouterr().out
     assert "A fake study: 2 cells, 1 at once" in out
     assert "[2/2]" in out
@@ -73,7 +75,7 @@ def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys, monkeypa
         "comparison.svg",
     }
     records = (results / "records.jsonl").read_text()
-    assert cli.main(["compare", str(study_file)]) == 0
+    assert cli.main(["compare", str(study_file), *OWN]) == 0
     assert "2 done before" in capsys.readouterr().out
     assert (results / "records.jsonl").read_text() == records
     assert cli.main(["report", str(results)]) == 0
@@ -90,13 +92,15 @@ def test_compare_runs_resumes_and_reports(study_file, tmp_path, capsys, monkeypa
         (["compare", "STUDY", "--jobs", "0"], "jobs must be"),
         (["compare", "STUDY", "--workers", "0"], "workers must be"),
         (["compare", "STUDY", "--address", "auto"], "give --storage"),
+        (["compare", "OTHERS"], "give --task-module tests.benchmark.fake"),
         (["report", "OUT"], "not the directory of a comparison"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, words, study_file, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    places = {"STUDY": str(study_file), "OUT": str(tmp_path)}
-    assert cli.main([places.get(a, a) for a in arguments]) == 2
+    places = {"STUDY": str(study_file), "OTHERS": str(study_file), "OUT": str(tmp_path)}
+    own = OWN if "STUDY" in arguments else []
+    assert cli.main([*(places.get(a, a) for a in arguments), *own]) == 2
     error = capsys.readouterr().err
     assert error.startswith("tune-ext: ")
     assert words in error
@@ -106,7 +110,7 @@ def test_mistakes_are_one_clear_line(arguments, words, study_file, tmp_path, cap
 def test_other_settings_are_refused_with_the_fix(study_file, tmp_path, capsys):
     store = RecordStore(tmp_path / "out")
     store.open(make_study())
-    assert cli.main(["compare", str(study_file), "--out", str(store.directory)]) == 2
+    assert cli.main(["compare", str(study_file), *OWN, "--out", str(store.directory)]) == 2
     assert "--out" in capsys.readouterr().err
 
 
@@ -115,7 +119,7 @@ def test_overrides_reach_the_study(study_file, tmp_path, capsys):
     more = ["--seeds", "5,8", "--budget", "7", "--out", str(out), "--data-dir", str(tmp_path)]
     before = os.environ.get("TUNE_EXT_DATA")
     try:
-        assert cli.main(["compare", str(study_file), *more]) == 0
+        assert cli.main(["compare", str(study_file), *OWN, *more]) == 0
         assert os.environ["TUNE_EXT_DATA"] == str(tmp_path)
     finally:
         os.environ.pop("TUNE_EXT_DATA", None)
@@ -139,6 +143,7 @@ def hanging(study_file, tmp_path):
             "tune_ext.cli",
             "compare",
             str(study_file),
+            *OWN,
             "--jobs",
             "1",
             "--out",
@@ -184,7 +189,7 @@ def test_workers_end_when_the_runner_is_killed(hanging):
 
 def test_what_the_report_needs_is_told_first(study_file, capsys, monkeypatch):
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["compare", str(study_file)]) == 2
+    assert cli.main(["compare", str(study_file), *OWN]) == 2
     assert "rich and vl_convert not installed: pip install" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """Pages and pictures of importance, from records written by hand."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,13 +9,14 @@ from ConfigSpace import ConfigurationSpace, Float
 
 from tests.benchmark.examples import FAKE, make_record, make_study
 from tests.benchmark.fake import FakeTask
-from tune_ext.benchmark.importance_report import (
-    importance_markdown,
-    task_importance,
-    write_importance,
-)
+from tune_ext.benchmark import importance_report
+from tune_ext.benchmark.importance_report import importance_markdown
 from tune_ext.benchmark.records import RecordStore
-from tune_ext.errors import StateError
+from tune_ext.errors import InvalidValueError, StateError
+
+OWN = ("tests.benchmark.fake", "tests.benchmark.test_importance_report")
+task_importance = functools.partial(importance_report.task_importance, modules=OWN)
+write_importance = functools.partial(importance_report.write_importance, modules=OWN)
 
 
 class WideTask(FakeTask):
@@ -129,6 +131,11 @@ def test_the_page_and_the_pictures_of_two_tasks(tmp_path):
     assert "Importance of the parameters: w/1" in svg
     assert "beyond both" in svg
     assert "beyond both" not in written[4].read_text(encoding="utf-8")
+
+
+def test_a_task_of_a_module_that_nobody_named_is_not_made(tmp_path):
+    with pytest.raises(InvalidValueError, match="give --task-module "):
+        importance_report.task_importance("t", [record([trial({"lr": 0.1}, 0.5)])])
 
 
 def test_without_records_there_is_no_page(tmp_path):

@@ -156,7 +156,7 @@ def _own_gpus() -> int:
 
 def _look(place: Place, patience: float = PATIENCE) -> dict[str, Any]:
     """What the other process says of a cluster and its storage."""
-    command = [sys.executable, "-m", __name__, str(place.address), str(place.storage)]
+    command = [sys.executable, "-P", "-m", __name__, str(place.address), str(place.storage)]
     path = os.pathsep.join(p or os.getcwd() for p in sys.path)
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tune_ext.benchmark.records import CellRecord, RecordStore
-from tune_ext.benchmark.study import TaskSpec
+from tune_ext.benchmark.study import recorded_task
 from tune_ext.errors import MissingDependencyError, StateError, TuneExtError
 from tune_ext.importance import Importance, importance
 from tune_ext.importance_groups import Estimate, GroupedImportance, importance_by
@@ -90,6 +90,7 @@ def task_importance(
     seed: int = 0,
     by: str | None = None,
     resamples: int = 100,
+    modules: Collection[str] = (),
 ) -> TaskImportance:
     """Importance of a task's parameters for the validation error at full length.
 
@@ -113,13 +114,14 @@ def task_importance(
         by: A key of the configurations, such as "image_size": importances for each of its values.
             Trials that do not say it have the task's default.
         resamples: Of the trials of each group, for intervals; see `importance_by`.
+        modules: Your own, from which a recorded task may come; see `study.check_module`.
     """
     usable = [r for r in records if "schedule" not in r.recommendation]
     trials = [(r.method, t) for r in usable for t in r.trials]
     full = max((r.max_epochs for r in usable), default=0) or math.inf  # version 1 knows none
     longest = max((t["epochs"] for _, t in trials if t["epochs"] <= full), default=0)
     first = records[0]
-    task = TaskSpec(first.task["name"], first.task["options"]).create()
+    task = recorded_task(first.task, modules)
     kept = [
         (m, t)
         for m, t in trials
@@ -257,7 +259,11 @@ def _plain(text: str) -> str:
 
 
 def write_importance(
-    store: RecordStore, by: str | None = None, *, resamples: int = 100
+    store: RecordStore,
+    by: str | None = None,
+    *,
+    resamples: int = 100,
+    modules: Collection[str] = (),
 ) -> list[Path]:
     """Write importance.md, and importance*.png and .svg for each task, beside the records.
 
@@ -265,6 +271,7 @@ def write_importance(
         store: The study's directory.
         by: See `task_importance`; the files are then named after it.
         resamples: See `task_importance`.
+        modules: See `task_importance`.
 
     Returns:
         The files that were written, the page first.
@@ -280,7 +287,8 @@ def write_importance(
     if not groups:
         raise StateError(f"{store.path} holds no finished cell yet")
     parts = [
-        task_importance(label, group, by=by, resamples=resamples) for label, group in groups.items()
+        task_importance(label, group, by=by, resamples=resamples, modules=modules)
+        for label, group in groups.items()
     ]
     page = store.directory / f"{_stem(by)}.md"
     page.write_text(importance_markdown(study["title"], parts), encoding="utf-8")

@@ -54,7 +54,7 @@ class WorkerProcess:
         told = (str(theirs.fileno()), str(self.scratch), str(os.getpid()))
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command, *told],
+                [sys.executable, "-P", "-m", *command, *told],
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, **environment, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ import difflib
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,16 @@ from tune_ext.benchmark import tasks
 from tune_ext.benchmark.tasks import Task
 from tune_ext.errors import InvalidValueError
 
-__all__ = ["UNITS", "Cell", "Study", "TaskSpec", "parse_seeds", "suggest"]
+__all__ = [
+    "UNITS",
+    "Cell",
+    "Study",
+    "TaskSpec",
+    "check_module",
+    "parse_seeds",
+    "recorded_task",
+    "suggest",
+]
 
 UNITS = ("epochs", "trainings", "evaluations", "seconds")
 """What a budget may count: training epochs, full-length trainings, trials that train until they
@@ -32,7 +41,8 @@ class TaskSpec:
 
     Args:
         name: One of `tune_ext.benchmark.tasks.names()`, or `"package.module:factory"` for
-            a task of your own.
+            a task of your own: that module is imported, and that factory called. Where the name
+            comes from a file, see `check_module`.
         options: Keyword arguments of the task, JSON-able.
         label: What the study calls it: two entries may have one name and differ in their
             options. "" stands for the name.
@@ -103,6 +113,41 @@ class Cell:
 @dataclass(frozen=True)
 class Study:
     """What is compared, with which budget.
+def check_module(name: str, modules: Collection[str]) -> None:
+    """Raise unless the task of this name, which stands in a file, may have its code run.
+
+    A name such as ``"os:system"`` would make a file a program. So a file can name our own tasks
+    alone, and those of modules that whoever reads it has named as well.
+
+    Args:
+        name: See `TaskSpec`.
+        modules: Those that may be imported.
+
+    Raises:
+        InvalidValueError: It is of another module.
+    """
+    module, of_a_module, _ = name.partition(":")
+    if of_a_module and module not in modules:
+        raise InvalidValueError(
+            f"the task {name!r} is code of the module {module!r}, which a file alone may not run: "
+            f"if you trust it, give --task-module {module} (in Python: modules=[{module!r}])"
+        )
+
+
+def recorded_task(task: Mapping[str, Any], modules: Collection[str] = ()) -> Task:
+    """The task that a record names.
+
+    Args:
+        task: The record's `task`.
+        modules: See `check_module`.
+
+    Raises:
+        InvalidValueError: It may not be made, there is no such task, or it has no such option.
+    """
+    check_module(str(task["name"]), modules)
+    return TaskSpec(str(task["name"]), dict(task["options"])).create()
+
+
 
     Args:
         title: One line for tables and plots.

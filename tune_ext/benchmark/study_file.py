@@ -29,14 +29,14 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from tune_ext.benchmark.methods import METHODS, check_methods
-from tune_ext.benchmark.study import Study, TaskSpec, parse_seeds, suggest
+from tune_ext.benchmark.study import Study, TaskSpec, check_module, parse_seeds, suggest
 from tune_ext.benchmark.tasks import names as task_names
-from tune_ext.errors import DataNotFoundError, InvalidValueError
+from tune_ext.errors import DataNotFoundError, InvalidTypeError, InvalidValueError
 
 __all__ = ["find_study", "load_study", "parse_study"]
 
@@ -73,18 +73,27 @@ def find_study(name: str | Path) -> Path:
     )
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and check a study file."""
+def load_study(path: str | Path, modules: Collection[str] = ()) -> Study:
+    """Read and check a study file; `modules` as for `parse_study`."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataNotFoundError(f"cannot read the study {path}: {error}") from None
-    return parse_study(text, where=str(path))
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(
+            f"{path}: not UTF-8, which TOML is: save it in that encoding ({error})"
+        ) from None
+    return parse_study(text, where=str(path), modules=modules)
 
 
-def parse_study(text: str, where: str = "study") -> Study:
+def parse_study(text: str, where: str = "study", modules: Collection[str] = ()) -> Study:
     """Parse a study from TOML text.
+
+    Args:
+        text: Of the file.
+        where: What errors begin with.
+        modules: Your own, from which its tasks may come: a file alone may run no code.
 
     Raises:
         InvalidValueError: The message starts with `where` and the line.
@@ -94,12 +103,12 @@ def parse_study(text: str, where: str = "study") -> Study:
     except tomllib.TOMLDecodeError as error:
         raise InvalidValueError(f"{where}: not valid TOML: {error}") from None
     try:
-        return _build(data)
-    except InvalidValueError as error:
+        return _build(data, modules)
+    except (InvalidTypeError, InvalidValueError) as error:
         raise InvalidValueError(f"{where}{_line_of(text, error)}: {error}") from None
 
 
-def _build(data: dict[str, Any]) -> Study:
+def _build(data: dict[str, Any], modules: Collection[str]) -> Study:
     compare, limits, tasks = data.get("compare", {}), data.get("limits", {}), data.get("tasks", [])
     for name, table in (("compare", compare), ("limits", limits)):
         if not isinstance(table, dict):
@@ -118,7 +127,7 @@ def _build(data: dict[str, Any]) -> Study:
     return Study(
         title=str(data.get("title", "untitled study")),
         description=str(data.get("description", "")),
-        tasks=tuple(_task(number, t, methods) for number, t in enumerate(tasks)),
+        tasks=tuple(_task(number, t, methods, modules) for number, t in enumerate(tasks)),
         methods=tuple(methods),
         seeds=parse_seeds(compare["seeds"]),
         budget=compare["budget"],
@@ -135,7 +144,9 @@ def _check_known_methods(methods: Iterable[str]) -> None:
             raise InvalidValueError(f"{error}{suggest(method, METHODS)}") from None
 
 
-def _task(number: int, table: dict[str, Any], methods: list[str]) -> TaskSpec:
+def _task(
+    number: int, table: dict[str, Any], methods: list[str], modules: Collection[str]
+) -> TaskSpec:
     def wrong(message: str, key: str) -> _PlacedError:
         return _PlacedError(message, number, key)
 
@@ -157,14 +168,20 @@ def _task(number: int, table: dict[str, Any], methods: list[str]) -> TaskSpec:
         spec = TaskSpec(name, options, label, table.get("budget"), some and tuple(some))
     except InvalidValueError as error:
         raise wrong(str(error), "methods" if "methods" in str(error) else "budget") from None
-    _check_task(spec, wrong)
+    _check_task(spec, wrong, modules)
     return spec
 
 
-def _check_task(spec: TaskSpec, wrong: Callable[[str, str], _PlacedError]) -> None:
+def _check_task(
+    spec: TaskSpec, wrong: Callable[[str, str], _PlacedError], modules: Collection[str]
+) -> None:
     """Whether there is such a task, with such options."""
     if ":" in spec.name:  # a module of the user's own is imported when the study runs
         return
+    try:
+        check_module(spec.name, modules)
+    except InvalidValueError as error:
+        raise wrong(str(error), "name") from None
     if spec.name not in task_names():
         raise wrong(f"there is no task {spec.name!r}{_near(spec.name)}", "name")
     try:
