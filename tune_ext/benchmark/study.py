@@ -93,26 +93,6 @@ def _create(name: str, options: str) -> Task:
     return task
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run of a study: a method on a task with one search seed."""
-
-    task: TaskSpec
-    method: str
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What identifies the cell in the records of its study."""
-        return (self.task.label, self.method, self.seed)
-
-    def __str__(self) -> str:
-        return f"{self.task.label} · {self.method} · seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is compared, with which budget.
 def check_module(name: str, modules: Collection[str]) -> None:
     """Raise unless the task of this name, which stands in a file, may have its code run.
 
@@ -148,6 +128,26 @@ def recorded_task(task: Mapping[str, Any], modules: Collection[str] = ()) -> Tas
     return TaskSpec(str(task["name"]), dict(task["options"])).create()
 
 
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: a method on a task with one search seed."""
+
+    task: TaskSpec
+    method: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What identifies the cell in the records of its study."""
+        return (self.task.label, self.method, self.seed)
+
+    def __str__(self) -> str:
+        return f"{self.task.label} · {self.method} · seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, with which budget.
 
     Args:
         title: One line for tables and plots.

@@ -176,12 +176,12 @@ def _check_task(
     spec: TaskSpec, wrong: Callable[[str, str], _PlacedError], modules: Collection[str]
 ) -> None:
     """Whether there is such a task, with such options."""
-    if ":" in spec.name:  # a module of the user's own is imported when the study runs
-        return
     try:
         check_module(spec.name, modules)
     except InvalidValueError as error:
         raise wrong(str(error), "name") from None
+    if ":" in spec.name:  # a module of the user's own is imported when the study runs
+        return
     if spec.name not in task_names():
         raise wrong(f"there is no task {spec.name!r}{_near(spec.name)}", "name")
     try:
