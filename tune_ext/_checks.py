@@ -4,38 +4,80 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
-__all__ = ["as_number", "check_choice", "check_count", "check_positive", "check_state"]
+__all__ = [
+    "LARGEST_COUNT",
+    "as_number",
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_list",
+    "check_positive",
+    "check_state",
+]
+
+LARGEST_COUNT = 2**53
+"""The largest whole number below which every one is a float as well."""
 
 
 def as_number(name: str, value: object) -> float:
     """`value` as a float; an error that names it if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"{name} must be a number, got {value!r}")
-    if math.isnan(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        raise InvalidValueError(f"{name} is larger than any floating-point number") from None
+    if math.isnan(number):
         raise InvalidValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """An error that names the choices, unless `value` is one of them."""
     known = tuple(choices)
-    if value not in known:
+    # An array would be compared item by item.
+    if not isinstance(value, Hashable) or value not in known:
         said = ", ".join(repr(choice) for choice in known)
         raise InvalidValueError(f"{name} must be one of {said}, got {value!r}")
 
 
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """`value` as an int; an error that names it unless it is a whole number >= `least`."""
+def check_count(name: str, value: object, least: int = 1, most: int = LARGEST_COUNT) -> int:
+    """`value` as an int; an error that names it unless it is a whole number in the range."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidTypeError(f"{name} must be a whole number, got {value!r}")
     count = int(value)  # configurations hold numpy's integers, which JSON does not know
     if count < least:
         raise InvalidValueError(f"{name} must be at least {least}, got {count}")
+    if count > most:
+        raise InvalidValueError(f"{name} must be at most {most}, got {count}")
     return count
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value`, which must be True or False: any text would be true."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidTypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def check_list(name: str, value: object, of: str = "values") -> list[Any]:
+    """The items of a list or tuple; an error that names it for anything else.
+
+    Args:
+        name: Of the argument.
+        value: It.
+        of: What it is to hold, in words.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidTypeError(f"{name} must be a list of {of}, got {value!r}")
+    return list(value)
 
 
 def check_positive(name: str, value: object, *, below: float) -> float:

@@ -34,6 +34,12 @@ UNITS = ("epochs", "trainings", "evaluations", "seconds")
 """What a budget may count: training epochs, full-length trainings, trials that train until they
 end by themselves, or seconds of training."""
 
+LARGEST = 10**12
+"""Of a budget and other counts: more is a slip of the finger."""
+
+MOST_SEEDS = 100_000
+"""Of a study, given as a count."""
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -77,7 +83,14 @@ class TaskSpec:
         Raises:
             InvalidValueError: There is no such task, or it has no such option.
         """
-        return _create(self.name, json.dumps(dict(self.options), sort_keys=True))
+        try:
+            options = json.dumps(dict(self.options), sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidValueError(
+                f"options of {self.name!r} must be text, numbers, true or false, and lists and "
+                f"tables of these: {error}"
+            ) from None
+        return _create(self.name, options)
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,9 +100,16 @@ def _create(name: str, options: str) -> Task:
     module, _, factory = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InvalidValueError(f"tasks: cannot import {name!r}: {error}") from None
-    task: Task = make(**json.loads(options))
+    if not callable(make):
+        raise InvalidValueError(f"tasks: {name!r} is {make!r}, which makes no task")
+    try:
+        task = make(**json.loads(options))
+    except TypeError as error:
+        raise InvalidValueError(f"tasks: {name!r} does not take its options: {error}") from error
+    if not isinstance(task, Task):
+        raise InvalidValueError(f"tasks: {name!r} made {task!r}, which is no Task")
     return task
 
 
@@ -266,6 +286,8 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
         raise InvalidValueError(f"{name} must be {kind}, got {value!r}")
     if not value > 0:
         raise InvalidValueError(f"{name} must be positive, got {value!r}")
+    if whole and value > LARGEST:
+        raise InvalidValueError(f"{name} must be at most {LARGEST}, got a larger number")
 
 
 def _check_names(what: str, values: Iterable[object]) -> None:
@@ -295,6 +317,8 @@ def parse_seeds(value: object) -> tuple[int, ...]:
             ) from None
         value = numbers if "," in value else (numbers[0] if numbers else 0)
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if value > MOST_SEEDS:
+            raise InvalidValueError(f"seeds must be at most {MOST_SEEDS} in number, got {value}")
         return tuple(range(value))
     if isinstance(value, list | tuple) and value and all(map(_is_seed, value)):
         return tuple(value)

@@ -77,8 +77,8 @@ def load_study(path: str | Path, modules: Collection[str] = ()) -> Study:
     """Read and check a study file; `modules` as for `parse_study`."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except OSError as error:
         raise DataNotFoundError(f"cannot read the study {path}: {error}") from None
     except UnicodeDecodeError as error:
         raise InvalidValueError(
@@ -100,8 +100,10 @@ def parse_study(text: str, where: str = "study", modules: Collection[str] = ()) 
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # also of a number with thousands of digits
         raise InvalidValueError(f"{where}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise InvalidValueError(f"{where}: its brackets are nested too deeply") from None
     try:
         return _build(data, modules)
     except (InvalidTypeError, InvalidValueError) as error:
@@ -161,7 +163,8 @@ def _task(
     if not isinstance(label, str):
         raise wrong(f"label must be text, got {label!r}", "label")
     some = table.get("methods")
-    if some is not None and (not isinstance(some, list) or not some or set(some) - set(methods)):
+    whole = isinstance(some, list) and some and all(m in methods for m in some)
+    if some is not None and not whole:
         known = ", ".join(methods)
         raise wrong(f"methods must be some of [compare]'s, {known}; got {some!r}", "methods")
     try:
@@ -186,7 +189,7 @@ def _check_task(
         raise wrong(f"there is no task {spec.name!r}{_near(spec.name)}", "name")
     try:
         spec.create()
-    except InvalidValueError as error:
+    except (InvalidTypeError, InvalidValueError) as error:
         raise wrong(str(error), "options") from None
 
 
@@ -211,7 +214,7 @@ def _check_keys(name: str, table: dict[str, Any]) -> None:
             raise InvalidValueError(_unknown(name, key))
 
 
-def _line_of(text: str, error: InvalidValueError) -> str:
+def _line_of(text: str, error: Exception) -> str:
     """The line that the error is about: of its place, or of the first key that it names."""
     lines: dict[tuple[str, str], int] = {}
     table, count = "", 0
