@@ -20,6 +20,7 @@ from ray.util import placement_group_table
 
 from tune_ext._checks import check_choice
 from tune_ext._names import RESERVED_KEY
+from tune_ext._sealed import seal, unseal
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "has_room",
     "is_diverged",
     "loss_of",
+    "read_json",
     "reported_names",
     "role_of",
     "unchecked",
@@ -148,7 +150,9 @@ class StatefulSearcher(Searcher):
         """
         where = f"the searcher's state in {checkpoint_path}"
         try:
-            state = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
+            state = read_json(Path(checkpoint_path))
+        except StateError as error:
+            raise StateError(f"{where} is damaged: {error}; it was left alone") from None
         except ValueError as error:
             raise StateError(f"{where} is not readable JSON ({error}); it was left alone") from None
         self._accept(state, where)
@@ -207,16 +211,29 @@ class PendingLimit(ConcurrencyLimiter):
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document so that a reader sees the old file or the new one, whole."""
+    """Write a JSON document so that a reader sees the old file or the new one, whole.
+
+    It ends with a checksum.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(document, file)
+            file.write(seal(json.dumps(document)))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """A document that `write_json` wrote, or one without a checksum.
+
+    Raises:
+        StateError: It does not fit its checksum.
+        ValueError: It is no JSON.
+    """
+    return json.loads(unseal(path.read_text(encoding="utf-8")))
 
 
 def as_number(value: Any) -> float | None:

@@ -18,6 +18,7 @@ from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 
+from tune_ext._sealed import seal, unseal
 from tune_ext.raytune._base import RESERVED_KEY
 
 __all__ = ["FinishedTrials", "JsonFile", "checkpoint_of", "finish", "identity"]
@@ -35,16 +36,17 @@ class JsonFile:
     Args:
         filesystem: A file system of pyarrow.
         path: Where the document is.
+        sealed: Whether it is written with a checksum, as one that others read need not be.
     """
 
-    def __init__(self, filesystem: Any, path: str) -> None:
-        self._filesystem, self.path = filesystem, path
+    def __init__(self, filesystem: Any, path: str, *, sealed: bool = True) -> None:
+        self._filesystem, self.path, self._sealed = filesystem, path, sealed
 
     def read(self) -> Any:
         """The document; None if there is none, or none that can be read."""
         try:
             with self._filesystem.open_input_stream(self.path) as stream:
-                return json.loads(stream.readall())
+                return json.loads(unseal(stream.readall().decode("utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -53,7 +55,8 @@ class JsonFile:
 
     def write(self, document: Any) -> None:
         """Replace the document so that a reader, or a kill, finds the old one or the new one."""
-        temporary, text = f"{self.path}.tmp", json.dumps(document) + "\n"
+        temporary, text = f"{self.path}.tmp", json.dumps(document)
+        text = (seal(text) if self._sealed else text) + "\n"
         try:
             self._filesystem.create_dir(self.path.rpartition("/")[0])
             with self._filesystem.open_output_stream(temporary) as stream:
@@ -172,7 +175,7 @@ def _write_result(trial: Any, result: Mapping[str, Any]) -> None:
         logger.warning("Cannot look for %s: %r", path, error)
         return
     if not there:
-        JsonFile(filesystem, path).write(_plain(result))
+        JsonFile(filesystem, path, sealed=False).write(_plain(result))
 
 
 def _values(trial: Any) -> dict[str, Any]:

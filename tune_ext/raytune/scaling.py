@@ -8,7 +8,6 @@ searcher gets the results back with the base rate. The wrapper decides nothing e
 from __future__ import annotations
 
 import base64
-import json
 import math
 import tempfile
 import warnings
@@ -23,7 +22,13 @@ from ray.tune.utils.util import merge_dicts
 from tune_ext._architecture_factors import ArchitectureFactors, Unplanned
 from tune_ext._checks import check_choice
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
-from tune_ext.raytune._base import RESERVED_KEY, StatefulSearcher, check_name, write_json
+from tune_ext.raytune._base import (
+    RESERVED_KEY,
+    StatefulSearcher,
+    check_name,
+    read_json,
+    write_json,
+)
 from tune_ext.raytune._scaled_config import (
     at,
     check_rate,
@@ -320,7 +325,7 @@ class ArchitectureScaledSearch(StatefulSearcher):
         """
         where = f"the searcher's state in {checkpoint_path}"
         try:
-            state = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
+            state = read_json(Path(checkpoint_path))
             inner = base64.b64decode(state.pop("searcher"), validate=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"{where} is damaged ({error!r}); it was left alone") from None

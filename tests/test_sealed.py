@@ -1,0 +1,62 @@
+"""No bit of what is kept as JSON flips unnoticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tune_ext import AutoHyperSearch
+from tune_ext._sealed import is_sealed, seal, unseal
+from tune_ext.errors import StateError
+from tune_ext.raytune._base import read_json, write_json
+
+DOCUMENTS = [{"lr": 0.1, "seeds": [1, 2]}, {"name": 'a "check": "b"}', "ä": None}]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_sealed_document_is_json_with_an_entry_more(document, indent):
+    text = seal(json.dumps(document, indent=indent))
+    found = json.loads(text)
+    assert len(found.pop("check")) == 16
+    assert found == json.loads(unseal(text)) == document
+    assert is_sealed(text + "\n")
+    assert not is_sealed(json.dumps(document, indent=indent))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_bit_flips_unnoticed(document):
+    """A flip in the word check may hide the checksum; then nothing else has changed."""
+    whole = seal(json.dumps(document)).encode()
+    for place in range(8 * len(whole)):
+        hurt = bytearray(whole)
+        hurt[place // 8] ^= 1 << place % 8
+        try:
+            found = json.loads(unseal(hurt.decode()))
+        except ValueError:
+            continue
+        assert {key: value for key, value in found.items() if key in document} == document
+        assert len(found) == len(document) + 1
+
+
+def test_no_cut_goes_unnoticed(tmp_path: Path):
+    path = tmp_path / "state.json"
+    write_json(path, DOCUMENTS[0])
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="."):
+            read_json(path)
+
+
+def test_a_searcher_with_a_digit_changed_is_damaged(tmp_path: Path):
+    search, path = AutoHyperSearch(seed=3), tmp_path / "searcher-state-now.json"
+    search.save(str(path))
+    path.write_text(path.read_text().replace("3", "5", 1))
+    with pytest.raises(StateError, match="checksum"):
+        AutoHyperSearch().restore(str(path))
+    path.write_text("")
+    with pytest.raises(StateError, match="left alone"):
+        AutoHyperSearch().restore(str(path))
