@@ -76,7 +76,7 @@ class Case:
         function: Takes an empty directory and a seed; gives outcomes.
         short: Whether it belongs to the short part, which the tests run.
         here: Whether it may run in a process that has more to do: it starts no Ray, ends no
-            process, and hangs never (the clock is simulated).
+            process, hangs never (the clock is simulated), and says what came of ours first.
         seconds: After so long it is stopped and counts as hung.
     """
 

@@ -238,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.one:
         run_one(cases[options.one], options.seed, options.out)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and what it has started is ended
     run_all(chosen(cases, options.short, options.only), options.seed, options.out)
     entries = write(options.out, cases)
     print(f"\n{summary(entries)}\n\nThe table: {options.out / 'chaos.md'}")

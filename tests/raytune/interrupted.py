@@ -46,6 +46,20 @@ class _Saving(simulation._Controller):
     """As the simulation's, but trials are marked and saved as Ray does."""
 
     _mark_trial_to_checkpoint = TuneController._mark_trial_to_checkpoint
+    retries = 0
+
+    def add_trial(self, trial: Any) -> None:
+        trial.max_failures = self.retries
+        super().add_trial(trial)
+
+    def _process_trial_failure(self, trial: Any, exception: Exception) -> None:
+        """As Ray's, without the file of the error."""
+        trial.run_metadata.num_failures += 1
+        if trial.status == trial.RUNNING and trial.should_recover():
+            self._has_errored = True
+            self._try_recover(trial, exc=exception)
+        else:
+            super()._process_trial_failure(trial, exception)
 
 
 class Run:
@@ -55,6 +69,7 @@ class Run:
         trainable: As for `simulate`; so are the others.
         after: An interruption to go on from.
         errored: What becomes of trials that have failed before it.
+        retries: How often a trial that fails is tried again.
     """
 
     def __init__(
@@ -68,6 +83,7 @@ class Run:
         callbacks: Sequence[Any] = (),
         after: Snapshot | None = None,
         errored: Kind = Kind.SKIP,
+        retries: int = 0,
     ) -> None:
         experiment = Experiment(
             "simulated", simulation._Placeholder, num_samples=10**6, storage_path=str(storage)
@@ -86,6 +102,7 @@ class Run:
             checkpoint_period=1e9,
             reuse_actors=False,
         )
+        self.controller.retries = retries
         if after is None:
             self.controller.setup_experiments([experiment], self.search.total_samples)
         else:
