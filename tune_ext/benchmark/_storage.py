@@ -20,6 +20,15 @@ __all__ = ["Mirror", "Storage"]
 
 _RECORDS = "records.jsonl"
 
+_PART = f"{_RECORDS}.from-"
+"""Begins the name of a file with records that `_RECORDS` there does not have yet; the byte at
+which they begin ends it."""
+
+_TAIL = 256
+"""Bytes by which records are known that were sent before."""
+
+_TRIES = 3
+
 _EVERY = 10.0
 """Seconds between two uploads of the records, at least."""
 
@@ -141,6 +150,11 @@ class Storage:
 class Mirror:
     """A study's records on a storage.
 
+    No storage can be told to add to a file, and all records anew each time would be quadratic
+    in their number. What is new is sent as a part, a file of its own, together with the parts
+    before it that have no more bytes, as a binary counter carries: of n sendings a record is in
+    log₂ n at most, and there are no more parts than that.
+
     Args:
         directory: Where the records are written.
         storage: Where they are kept as well.
@@ -152,6 +166,10 @@ class Mirror:
         self._next = 0.0
         self._problem: str | None = None
         self._ours: set[int | None] | None = None  # lengths that the records there may have
+        self._parts: set[str] = set()  # names that parts there may have
+        self._starts: list[int] = []  # the bytes at which the whole and the parts there begin
+        self._end = 0  # bytes of the records there
+        self._tail = b""  # the last of these
 
     def fetch(self, *names: str) -> None:
         """Take over what is there and not here; `names`, or else study.json and the records.
@@ -163,12 +181,7 @@ class Mirror:
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         for name in names or ("study.json", _RECORDS):
-            try:
-                there = self._storage.read(name)
-            except OSError as error:
-                raise StateError(f"cannot read {self._storage.where}: {_told(error)}") from None
-            if name == _RECORDS:
-                self._ours = {None if there is None else len(there)}
+            there = self._read(name)
             if there is None:
                 continue
             path = self._directory / name
@@ -178,16 +191,56 @@ class Mirror:
                 if here.startswith(there):
                     continue
                 if not there.startswith(here):
-                    raise StateError(
-                        f"the records in {self._directory} and in {self._storage.where} have "
-                        "gone different ways: two runs have written them. Move one away, or "
-                        "give another directory with --out"
-                    )
+                    raise self._different()
             elif here:
                 continue
             temporary = path.with_name(path.name + ".fetched")
             temporary.write_bytes(there)
             temporary.replace(path)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return self._read_records() if name == _RECORDS else self._storage.read(name)
+        except OSError as error:
+            raise StateError(f"cannot read {self._storage.where}: {_told(error)}") from None
+
+    def _read_records(self) -> bytes | None:
+        """The records there with their parts; None where there are none."""
+        for _ in range(_TRIES):
+            whole = self._storage.read(_RECORDS)
+            names = self._names()
+            data = self._with_parts(whole or b"", sorted(names, key=_start))
+            if data is not None:
+                break
+        else:
+            raise self._different()
+        self._ours, self._parts = {None if whole is None else len(whole)}, names
+        later = sorted(start for start in map(_start, names) if start >= len(whole or b""))
+        self._starts = [0, *later] if whole else later
+        self._end, self._tail = len(data), data[-_TAIL:]
+        return None if whole is None and not names else data
+
+    def _with_parts(self, data: bytes, names: list[str]) -> bytes | None:
+        """The whole with its parts, some of which may be in it; None where one is missing.
+
+        That is so while another process makes them one file.
+        """
+        for name in names:
+            part, start = self._storage.read(name), _start(name)
+            if part is None or start > len(data):
+                return None
+            both = min(len(data) - start, len(part))
+            if data[start : start + both] != part[:both]:
+                raise self._different()
+            data += part[both:]
+        return data
+
+    def _different(self) -> StateError:
+        return StateError(
+            f"the records in {self._directory} and in {self._storage.where} have "
+            "gone different ways: two runs have written them. Move one away, or "
+            "give another directory with --out"
+        )
 
     def put(self, *, now: bool = False) -> None:
         """Send what has changed, now and then or now; what fails is remembered, and tried again."""
@@ -196,21 +249,23 @@ class Mirror:
             self._next = time.monotonic() + _EVERY
 
     def finish(self) -> None:
-        """Send everything: the records, the report, the logs.
+        """Send everything: the records in one file, the report, the logs.
 
         Raises:
             StateError: The last attempt failed; the records here are whole.
         """
         logs = [f"logs/{path.name}" for path in self._directory.glob("logs/*.log")]
         files = [path.name for path in self._directory.iterdir() if path.is_file()]
-        self._put([name for name in files if name != "lock"] + logs)
+        if self._parts:
+            self._sent.pop(_RECORDS, None)
+        self._put([name for name in files if name != "lock"] + logs, whole=True)
         if self._problem is not None:
             raise StateError(
                 f"the records are whole in {self._directory}, but not in "
                 f"{self._storage.where}: {self._problem}. The same command tries again"
             )
 
-    def _put(self, names: Any) -> None:
+    def _put(self, names: Any, *, whole: bool = False) -> None:
         self._problem = None
         for name in names:
             path = self._directory / name
@@ -221,19 +276,65 @@ class Mirror:
             if self._sent.get(name) == seen:
                 continue
             try:
-                self._write(name, path.read_bytes())
+                if name == _RECORDS and self._ours is not None:
+                    self._send_records(path, whole=whole)
+                else:
+                    self._storage.write(name, path.read_bytes())
             except (OSError, ValueError) as error:
                 self._problem = _told(error)
                 return
             self._sent[name] = seen
 
-    def _write(self, name: str, data: bytes) -> None:
-        """Send a file; ValueError where another run has written its records meanwhile."""
-        if name == _RECORDS and self._ours is not None:
-            if self._storage.size(name) not in self._ours:
-                raise ValueError("another run writes its records there")
-            self._ours.add(len(data))  # also what seems to fail may have arrived
-        self._storage.write(name, data)
+    def _send_records(self, path: Path, *, whole: bool) -> None:
+        """Send what is new; ValueError where another run has written its records meanwhile."""
+        assert self._ours is not None
+        strange = self._storage.size(_RECORDS) not in self._ours
+        if strange or not self._names() <= self._parts:
+            raise ValueError("another run writes its records there")
+        with path.open("rb") as file:
+            file.seek(self._end - len(self._tail))
+            new = file.read()
+            if not new.startswith(self._tail):  # it was repaired
+                whole = True
+            end = self._end - len(self._tail) + new.rfind(b"\n") + 1  # half a line is not sent
+            starts, start = ([], 0) if whole else (list(self._starts), self._end)
+            while starts and start - starts[-1] <= end - start:
+                start = starts.pop()
+            file.seek(start)
+            data = file.read(max(0, end - start))
+        if data:
+            self._send(start, data)
+            self._starts, self._end = [*starts, start], end
+            self._tail = data[-_TAIL:]
+            self._remove({name for name in self._parts if _start(name) > start})
+
+    def _send(self, start: int, data: bytes) -> None:
+        assert self._ours is not None
+        if start:
+            name = f"{_PART}{start:012d}"
+            self._parts.add(name)  # also what seems to fail may have arrived
+            self._storage.write(name, data)
+        else:
+            self._ours.add(len(data))
+            self._storage.write(_RECORDS, data)
+            self._ours = {len(data)}
+
+    def _names(self) -> set[str]:
+        """The parts there; not what an interrupted write has left."""
+        names = self._storage.names()
+        return {n for n in names if n.startswith(_PART) and n.removeprefix(_PART).isdigit()}
+
+    def _remove(self, parts: set[str]) -> None:
+        """Remove parts that are in the whole; one that stays does no harm."""
+        for name in parts:
+            with contextlib.suppress(OSError):
+                self._storage.remove(name)
+                self._parts.discard(name)
+
+
+def _start(name: str) -> int:
+    """The byte at which a part begins."""
+    return int(name.removeprefix(_PART))
 
 
 def _told(error: Exception) -> str:
