@@ -44,6 +44,7 @@ from turns import Turns, start_desk
 
 HERE = Path(__file__).parent
 GPU = 0.5
+PATIENCE = 300.0
 
 
 @contextmanager
@@ -54,16 +55,37 @@ def cluster_of(nodes: int) -> Iterator[str]:
         yield address
 
 
+def patient(services: Any) -> None:
+    """Let a node take its time to register; Ray gives up after 30 s, and nothing changes that."""
+    ask = services.get_node
+    if ask.__name__ != "get_node":
+        return
+
+    def get_patiently(*arguments: Any, **named: Any) -> Any:
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return ask(*arguments, **named)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = get_patiently
+
+
 @contextmanager
 def started(nodes: Sequence[dict[str, Any]], attempts: int = 3) -> Iterator[str]:
     """A head without processors, and these nodes; on a busy machine a start may fail."""
-    small = {"object_store_memory": 80 * 1024**2}
+    small = {"object_store_memory": 80 * 1024**2, "wait": False}
+    patient(ray._private.services)
     for attempt in range(1, attempts + 1):
         cluster = Cluster()
         try:
             cluster.add_node(num_cpus=0, include_dashboard=False, **small)
             for node in nodes:
                 cluster.add_node(**node, **small)
+            cluster.wait_for_nodes(timeout=PATIENCE)
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         except Exception:
             ray.shutdown()
