@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tune_ext._checks import check_folder
 from tune_ext.benchmark import tasks
+from tune_ext.benchmark._directory import check_directory
 from tune_ext.benchmark._preflight import check_place
 from tune_ext.benchmark._storage import Mirror, Storage
 from tune_ext.benchmark.methods import METHODS, missing
@@ -49,6 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except TuneExtError as error:
         print(f"tune-ext: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a file that may not be read
+        where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+        told = visible(f"{error.strerror or error}{where}")
+        print(
+            f"tune-ext: {told}. What was recorded is kept, and the same command goes on from it; "
+            "or give other places",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
@@ -135,7 +146,7 @@ def _compare(options: argparse.Namespace) -> int:
         budget=options.budget,
         workers=options.workers,
     )
-    out = Path(options.out or Path("results", path.resolve().parent.name))
+    out = check_directory(options.out or Path("results", path.resolve().parent.name))
     storage = None if options.storage is None else _kept(options.storage, out)
     trials = None if storage is None else storage.inside("trials")
     place = Place(
@@ -144,7 +155,7 @@ def _compare(options: argparse.Namespace) -> int:
         options.cpus_per_trial,
         options.gpus_per_trial,
     )
-    if options.data_dir:
+    if check_folder("--data-dir", options.data_dir):
         # The workers inherit it; it is no part of the study, which runs anywhere.
         os.environ["TUNE_EXT_DATA"] = str(Path(options.data_dir).resolve())
     simulated = all(task.create().simulated for task in study.tasks)

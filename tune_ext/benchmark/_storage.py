@@ -44,7 +44,12 @@ class Storage:
 
     def __init__(self, where: str | Path) -> None:
         text = str(where)
-        self.where = text if "://" in text else str(Path(text).expanduser().resolve())
+        if not text.strip() or "\0" in text:
+            raise InvalidValueError(f"a storage must be a directory or a URI, got {text!r}")
+        try:
+            self.where = text if "://" in text else str(Path(text).expanduser().resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # loops, homes that nobody has
+            raise InvalidValueError(f"cannot use the storage {text!r}: {error}") from None
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, str]:

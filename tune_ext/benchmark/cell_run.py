@@ -53,6 +53,11 @@ class Place:
             raise InvalidValueError(
                 "a cluster needs a storage: give --storage, a path that every node reaches"
             )
+        if self.address is not None and self.address.strip() in ("", "local"):
+            raise InvalidValueError(
+                f"{self.address!r} is no address of a Ray cluster that runs: give auto, or "
+                "HOST:PORT of its head; or none for a Ray on this machine"
+            )
         for name, least in (("cpus_per_trial", 0.0), ("gpus_per_trial", 0.0)):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):

@@ -232,7 +232,7 @@ def run_study(
         MissingDependencyError: No task or no method can run here.
         StateError: The records are damaged, or another process is writing them.
     """
-    check_count("jobs", jobs)
+    check_count("jobs", jobs, 1, 10_000)
     runnable, unavailable = split_available(study)
     with store.locked():
         if mirror is not None:
