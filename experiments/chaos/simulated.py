@@ -426,9 +426,21 @@ def play(
     seed: int = 0,
     workers: int = 1,
     retries: int = 0,
+    meddle: Callable[[Any, Any], None] = lambda search, scheduler: None,
 ) -> Played:
-    """Run a system under a fault, to its end or to where it hangs or crashes."""
+    """Run a system under a fault, to its end or to where it hangs or crashes.
+
+    Args:
+        system: What runs.
+        fault: What becomes of its trials.
+        directory: For whatever Ray insists on writing.
+        seed: Of the system.
+        workers: How many trials run at once.
+        retries: How often Ray tries a trial again.
+        meddle: Called with the searcher and the scheduler before the run; may replace methods.
+    """
     search, scheduler = system.make(seed)
+    meddle(search, scheduler)
     home = directory / f"run{len(list(directory.glob('run*')))}"
     home.mkdir(parents=True)
     run = Run(
