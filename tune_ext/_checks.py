@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +18,13 @@ __all__ = [
     "as_number",
     "check_choice",
     "check_count",
+    "check_device",
     "check_flag",
+    "check_folder",
     "check_list",
     "check_positive",
     "check_state",
+    "check_texts",
 ]
 
 LARGEST_COUNT = 2**53
@@ -87,6 +92,54 @@ def check_positive(name: str, value: object, *, below: float) -> float:
         limit = "finite" if math.isinf(below) else f"below {below:g}"
         raise InvalidValueError(f"{name} must be positive and {limit}, got {number}")
     return number
+
+
+def check_texts(name: str, values: object) -> list[str]:
+    """`values` as a list of texts, of which one may stand alone.
+
+    Args:
+        name: Of the option.
+        values: Its value.
+
+    Raises:
+        InvalidTypeError: It is neither text nor a list of texts.
+    """
+    texts = [values] if isinstance(values, str) else check_list(name, values, "names")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InvalidTypeError(f"{name} must be a list of names, got {text!r} in it")
+    return texts
+
+
+def check_device(device: object) -> str:
+    """The name of a device; whether it is there is seen when something is trained.
+
+    Raises:
+        InvalidTypeError: It is not text.
+        InvalidValueError: It names no device.
+    """
+    if not isinstance(device, str):
+        raise InvalidTypeError(f"device must be text such as 'cpu' or 'cuda', got {device!r}")
+    if not re.fullmatch(r"[a-z]+(:\d{1,3})?", device):
+        raise InvalidValueError(f"device must be like 'cpu', 'cuda' or 'cuda:1', got {device!r}")
+    return device
+
+
+def check_folder(name: str, folder: object) -> str | None:
+    """A folder's name as text, or None.
+
+    Raises:
+        InvalidTypeError: It is neither None, text nor a path.
+        InvalidValueError: It is empty, or no file system has such names.
+    """
+    if folder is None:
+        return None
+    if not isinstance(folder, str | os.PathLike):
+        raise InvalidTypeError(f"{name} must be a folder's name, got {folder!r}")
+    text = str(os.fspath(folder))
+    if not text or "\0" in text:
+        raise InvalidValueError(f"{name} must be a folder's name, got {text!r}")
+    return text
 
 
 def check_state(state: object, kind: str, version: int, what: str) -> None:

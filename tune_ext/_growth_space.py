@@ -20,6 +20,7 @@ paper's are not public in what we have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,6 +51,7 @@ class _Range:
         integer: Whether it is a whole number.
         layers: The parameter that says how many of it there are; None: it is one.
         least: The smallest whole number that means something.
+        most: The largest one that a network can be built with.
     """
 
     low: float
@@ -59,9 +61,14 @@ class _Range:
     integer: bool = True
     layers: str | None = None
     least: int = 1
+    most: int = 2**20
 
     def within(self, name: str, limits: tuple[float, float]) -> _Range:
         low, high = (as_number(f"limits[{name!r}]", limit) for limit in limits)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InvalidValueError(f"limits[{name!r}] must be finite, got {limits!r}")
+        if self.integer and high > self.most:
+            raise InvalidValueError(f"limits[{name!r}] must be at most {self.most}, got {limits!r}")
         if low > high or (self.log and low <= 0) or (self.integer and low < self.least):
             raise InvalidValueError(f"limits[{name!r}] is no range of {name}: {limits!r}")
         if self.integer and not (low.is_integer() and high.is_integer()):
@@ -75,8 +82,8 @@ _RANGES = {
     "batch_size": _Range(16, 256, 32, log=True),
     "l1": _Range(1e-8, 1e-3, 1e-8, log=True, integer=False),
     "l2": _Range(1e-7, 1e-2, 1e-5, log=True, integer=False),
-    "conv_layers": _Range(1, 4, 3),
-    "fc_layers": _Range(1, 3, 1, least=0),
+    "conv_layers": _Range(1, 4, 3, most=32),
+    "fc_layers": _Range(1, 3, 1, least=0, most=32),
     "filters": _Range(8, 64, 32, log=True, layers="conv_layers"),
     "kernel_radius": _Range(1, 3, 1, layers="conv_layers"),
     "units": _Range(16, 256, 64, log=True, layers="fc_layers"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tune_ext._checks import as_number, check_choice, check_count
+from tune_ext._checks import as_number, check_choice, check_count, check_flag, check_folder
 from tune_ext._growth_space import GROWTH_DEFAULTS, growth_space
 from tune_ext._random import check_seed, derive_seed
 from tune_ext.benchmark.tasks._growth_data import Grown, Source, split
@@ -100,16 +100,16 @@ class GrowthTask(TrainingTask):
         )
         self._size = check_count("size", size, 2)
         self.image_sizes = _grown_sizes(self._size, sizes)
-        self._cache_dir = None if cache_dir is None else str(cache_dir)
+        self._cache_dir = check_folder("cache_dir", cache_dir)
         self._sizes = (
             None if train_size is None else check_count("train_size", train_size, 2),
             None if validation_size is None else check_count("validation_size", validation_size),
         )
         self._patience = None if patience is None else check_count("patience", patience)
-        self._pooled = bool(global_pooling)
+        self._pooled = check_flag("global_pooling", global_pooling)
         self._most_weights = check_count("most_weights", most_weights)
+        self.space = growth_space(flat=check_flag("flat", flat), limits=limits)
         given = {name: (low, high) for name, (low, high) in (limits or {}).items()}
-        self.space = growth_space(flat=bool(flat), limits=given)
         every = growth_space(flat=True, limits=given)
         self.default_config = {k: v for k, v in _defaults(every).items()} | {_SIZE: self._size}
         self.options = {

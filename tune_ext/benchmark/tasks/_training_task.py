@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ConfigSpace import ConfigurationSpace, UniformFloatHyperparameter
 from numpy.typing import NDArray
 
-from tune_ext._checks import check_choice, check_count
+from tune_ext._checks import check_choice, check_count, check_device, check_flag, check_texts
 from tune_ext._random import check_seed, derive_seed
 from tune_ext.benchmark.tasks._base import Task, TaskRun
 from tune_ext.benchmark.tasks._data import Batches
@@ -41,7 +41,7 @@ def make_space(
     Raises:
         InvalidValueError: No parameter, or one that there is not.
     """
-    names = [parameters] if isinstance(parameters, str) else list(parameters)
+    names = check_texts("parameters", parameters)
     if not names:
         raise InvalidValueError(f"parameters must name some of {tuple(_RANGES)}, got none")
     for parameter in names:
@@ -124,8 +124,10 @@ class TrainingTask(Task):
         self._batch_size = check_count("batch_size", batch_size, 2)
         self._optimizer = optimizer
         self._schedule = schedule
-        self._measure_response = self.measures_response = bool(measure_response)
-        self._device = device
+        self._measure_response = self.measures_response = check_flag(
+            "measure_response", measure_response
+        )
+        self._device = check_device(device)
         # Torch's own defaults of both optimisers.
         self.default_config = {"lr": 1e-3, "weight_decay": 0.0}
         self.space = make_space(self.name, parameters, self.default_config)

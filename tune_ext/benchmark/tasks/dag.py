@@ -18,7 +18,7 @@ from ConfigSpace import (
     UniformIntegerHyperparameter,
 )
 
-from tune_ext._checks import as_number, check_choice, check_count, check_positive
+from tune_ext._checks import as_number, check_choice, check_count, check_positive, check_texts
 from tune_ext.benchmark.tasks._architecture_task import ArchitectureTask
 from tune_ext.benchmark.tasks._training_task import check_values
 from tune_ext.benchmark.tasks.digits import DigitsMLP
@@ -111,7 +111,7 @@ class _DagTask(ArchitectureTask):
             "density": UniformFloatHyperparameter("density", 0.0, 1.0, default["density"]),
             "skip": CategoricalHyperparameter("skip", list(_SKIPS), default_value="identity"),
         }
-        names = [parameters] if isinstance(parameters, str) else list(parameters)
+        names = check_texts("parameters", parameters)
         if not names:
             raise InvalidValueError(f"parameters must name some of {tuple(known)}, got none")
         space = ConfigurationSpace(name=self.name)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ext._checks import check_choice, check_count
+from tune_ext._checks import check_choice, check_count, check_folder
 from tune_ext._random import generator
 from tune_ext.benchmark.tasks._data import (
     Part,
@@ -159,7 +159,7 @@ class FashionMNISTResNet(TrainingTask):
             device=device,
         )
         check_choice("subset", subset, ("random", "first"))
-        self._data_dir = None if data_dir is None else str(data_dir)
+        self._data_dir = check_folder("data_dir", data_dir)
         self._sizes = (
             check_count("train_size", train_size, 2),
             check_count("validation_size", validation_size),

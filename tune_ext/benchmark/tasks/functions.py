@@ -203,7 +203,7 @@ class SyntheticTask(LookupTask):
         self, name: str, parameters: Sequence[Parameter], *, epochs: int, noise: float, cost: str
     ) -> None:
         super().__init__(name, parameters, noise=noise)
-        self.max_epochs = check_count("epochs", epochs, 2)
+        self.max_epochs = check_count("epochs", epochs, 2, 10**6)
         check_choice("cost", cost, ("equal", "unequal"))
         self._cost = cost
         self.options = {"epochs": self.max_epochs, "noise": self._noise, "cost": cost}
@@ -309,13 +309,17 @@ class CountingOnesTask(SyntheticTask):
         continuous: int = 8,
         draws: int = 27,
     ) -> None:
-        self._binary = check_count("binary", binary, 0)
-        self._continuous = check_count("continuous", continuous)
-        self._draws = check_count("draws", draws)
-        parameters: list[Parameter] = [Unordered(f"b{i + 1}", (0, 1)) for i in range(binary)]
-        parameters += [Interval(f"p{i + 1}", 0.0, 1.0) for i in range(continuous)]
+        self._binary = check_count("binary", binary, 0, 1000)
+        self._continuous = check_count("continuous", continuous, 1, 1000)
+        self._draws = check_count("draws", draws, 1, 10**6)
+        parameters: list[Parameter] = [Unordered(f"b{i + 1}", (0, 1)) for i in range(self._binary)]
+        parameters += [Interval(f"p{i + 1}", 0.0, 1.0) for i in range(self._continuous)]
         super().__init__(self.name, parameters, epochs=epochs, noise=noise, cost=cost)
-        self.options |= {"binary": binary, "continuous": continuous, "draws": draws}
+        self.options |= {
+            "binary": self._binary,
+            "continuous": self._continuous,
+            "draws": self._draws,
+        }
 
     def _curve(self, values: list[float], seed: int) -> tuple[Sequence[float], Sequence[float]]:
         rng = generator(seed, self.name, "draws", *map(repr, values))

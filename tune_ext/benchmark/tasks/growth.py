@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ext._checks import check_count
+from tune_ext._checks import check_count, check_flag, check_folder
 from tune_ext._random import check_seed
 from tune_ext.benchmark.tasks import _datasets, _image_folder, _shapes
 from tune_ext.benchmark.tasks._datasets import DataSet, Images, InMemory, PartName
@@ -80,7 +80,7 @@ class ShapesGrowth(GrowthTask):
             device=device,
             sizes=sizes,
         )
-        self._grey = bool(grey)
+        self._grey = check_flag("grey", grey)
         self._test_size = check_count("test_size", test_size)
         seed_of_data = check_seed(data_seed, "data_seed")
         if seed_of_data is None:
@@ -170,8 +170,8 @@ class _FilesGrowth(GrowthTask):
             device=device,
             sizes=sizes,
         )
-        self._data_dir = None if data_dir is None else str(data_dir)
-        self._grey = self.grey if grey is None else bool(grey)
+        self._data_dir = check_folder("data_dir", data_dir)
+        self._grey = self.grey if grey is None else check_flag("grey", grey)
         self.options |= {"data_dir": self._data_dir, "grey": self._grey}
 
     def missing(self) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ext._checks import check_count
+from tune_ext._checks import check_count, check_flag, check_folder
 from tune_ext._random import generator
 from tune_ext.benchmark.tasks import _datasets, _image_folder
 from tune_ext.benchmark.tasks._data import Part, channel_scale, stratified_order
@@ -185,7 +185,7 @@ class ImageDataTask(TrainingTask):
             measure_response=measure_response,
             device=device,
         )
-        self._data_dir = None if data_dir is None else str(data_dir)
+        self._data_dir = check_folder("data_dir", data_dir)
         self._architecture = check_network(network)
         self._width = check_count("width", width)
         self._sizes = (
@@ -194,7 +194,9 @@ class ImageDataTask(TrainingTask):
         )
         size = self.data.size if image_size is None else image_size
         self._image_size = check_count("image_size", size, 8)
-        self._augment = self.data.channels == 3 if augment is None else bool(augment)
+        self._augment = (
+            self.data.channels == 3 if augment is None else check_flag("augment", augment)
+        )
         self.options |= {
             "data_dir": self._data_dir,
             "network": self._architecture,

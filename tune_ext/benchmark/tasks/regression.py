@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tune_ext._checks import check_folder
 from tune_ext._random import generator
 from tune_ext.benchmark.tasks._data import Part, Split
 from tune_ext.benchmark.tasks._training_task import TrainingTask, check_counts
@@ -212,7 +213,7 @@ class CaliforniaHousing(_Regression):
             parameters=parameters,
             device=device,
         )
-        self._data_dir = None if data_dir is None else str(data_dir)
+        self._data_dir = check_folder("data_dir", data_dir)
         self.options["data_dir"] = self._data_dir
 
     def _folder(self) -> Path | None:
