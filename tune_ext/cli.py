@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tune_ext._text import one_line, visible
 from tune_ext._checks import check_folder
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark._directory import check_directory
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except TuneExtError as error:
-        print(f"tune-ext: {error}", file=sys.stderr)
+        print(f"tune-ext: {visible(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a file that may not be read
         where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
@@ -164,7 +165,7 @@ def _compare(options: argparse.Namespace) -> int:
     if jobs is None:  # without a cluster, jobs know nothing of each other's GPUs
         jobs = 1 if options.gpus_per_trial and not options.address else default_jobs()
     for hint in check_place(place, study, jobs):
-        print(f"note: {hint}", file=sys.stderr)
+        print(f"note: {visible(hint)}", file=sys.stderr)
     if storage is not None and options.address is None:
         storage.check()  # a cluster's was used by all nodes just now
     mirror = None if storage is None else Mirror(out, storage)
@@ -231,11 +232,11 @@ def _print_report(store: RecordStore) -> None:
         _print_table(part)
         print()
         for sentence in part.sentences:
-            print(sentence)
+            print(visible(sentence))
         for failure in part.failures:
-            print(f"failure: {failure}")
+            print(f"failure: {visible(failure)}")
     for line in not_run(store.load_settings()):
-        print(f"not run: {line}")
+        print(f"not run: {visible(line)}")
     print()
     print(f"Written: {len(written)} files in {store.directory}, such as report.html and report.md")
 
@@ -255,8 +256,10 @@ def _shortened(row: Sequence[str], parameters: int) -> list[str]:
 def _print_table(part: TaskReport) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=part.task, title_justify="left")
+    # As Text, brackets are brackets and no markup.
+    table = Table(title=Text(visible(part.task)), title_justify="left")
     for place, column in enumerate(COLUMNS):
         # Two lines, so that the cells decide the widths and nothing in them is broken.
         heading = column.replace(" [", "\n[").replace(" (", "\n(").replace("error, ", "error,\n")
@@ -264,7 +267,7 @@ def _print_table(part: TaskReport) -> None:
             heading, justify="left" if place in (0, _CHOSEN) else "right", no_wrap=True
         )
     for row in part.rows:
-        table.add_row(*_shortened(row, part.parameters))
+        table.add_row(*(Text(visible(told)) for told in _shortened(row, part.parameters)))
     console = Console()
     if console.is_terminal:
         console.print(table)
@@ -323,7 +326,7 @@ def _print_rows(title: str, rows: Sequence[tuple[str, str, str]]) -> None:
     print(title)
     width = max((len(row[0]) for row in rows), default=0)
     for name, description, state in rows:
-        told = f"{description}: {state}" if description else ""
+        name, told = visible(name), one_line(f"{description}: {state}" if description else "")
         print(f"  {name:<{width}}  {told}".rstrip() if told else f"  {name} ")
     if not rows:
         print("  none")

@@ -7,21 +7,64 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tune_ext._json import loads
+from tune_ext._text import visible_values
 from tune_ext.benchmark.history import plain
 from tune_ext.errors import StateError
 
-__all__ = ["pack", "parse", "strict", "to_text", "unpack"]
+__all__ = ["check_fields", "pack", "parse", "strict", "to_text", "unpack"]
 
 
 def parse(line: str) -> dict[str, Any]:
-    """A line of JSON that holds an object; StateError for any other."""
+    """A line of strict JSON that holds an object; StateError for any other.
+
+    What is shown to people has no control characters: see `visible`.
+    """
     try:
-        data = json.loads(line)
-    except json.JSONDecodeError as error:
+        data = loads(line, strict=True)
+        if not isinstance(data, dict):
+            raise StateError("not a record of a comparison")
+        return {k: visible_values(v) if k in _TOLD else v for k, v in data.items()}
+    except RecursionError:
+        raise StateError("not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        if isinstance(error, StateError):
+            raise
         raise StateError(f"not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise StateError("not a record of a comparison")
-    return data
+
+
+_TOLD = {"task", "label", "method", "error_name", "failures", "recommendation"}
+_TOLD |= {"provenance", "known", "details"}
+"""What of a record reports show as text."""
+
+_NUMBER = (int, float)
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("task", "recommendation", "history", "details", "provenance"), dict),
+    **dict.fromkeys(("method", "label", "unit", "clock", "error_name"), str),
+    **dict.fromkeys(("seed", "max_epochs", "workers"), int),
+    **dict.fromkeys(("budget", "epochs_used", "search_seconds", "evaluation_seconds"), _NUMBER),
+    **dict.fromkeys(("tests", "failures", "anytime", "incumbents"), list),
+    **dict.fromkeys(
+        ("makespan", "busy_seconds", "worst_error", "cpu_seconds"), (*_NUMBER, type(None))
+    ),
+    "trials": (list, dict),
+    "percent": bool,
+    "regret_range": (list, type(None)),
+}
+_ITEMS: dict[str, type] = {"tests": dict, "failures": str, "incumbents": list, "anytime": list}
+
+
+def check_fields(data: Mapping[str, Any]) -> None:
+    """Raise a TypeError unless the fields of a record are of the kinds that they have to be."""
+    for name, kinds in _FIELDS.items():
+        value = data.get(name)
+        if name in data and not isinstance(value, kinds):
+            raise TypeError(f"its {name} is {value!r:.40}")
+    for name, kind in _ITEMS.items():
+        if not all(isinstance(item, kind) for item in data.get(name, ())):
+            raise TypeError(f"its {name} are {data[name]!r:.40}")
+    if not isinstance(data["task"].get("name"), str):
+        raise TypeError(f"its task is {data['task']!r:.40}")
 
 
 def to_text(data: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tune_ext._text import file_name, markdown
 from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.study import recorded_task
 from tune_ext.errors import MissingDependencyError, StateError, TuneExtError
@@ -32,6 +33,13 @@ __all__ = [
 _LEAST_TRIALS = 20
 _MOST_PAIRS = 10
 """In the table; the picture has all of them."""
+
+_STYLE = {
+    "svg.hashsalt": "tune-ext",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a name may have dollars in it
+}
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
         pictures: Whether to show the pictures that `write_importance` puts beside it.
     """
     lines = [
-        f"# What mattered: {title}",
+        f"# What mattered: {markdown(title)}",
         "",
         "Shares of the variance of the error over the whole search space, by "
         "functional ANOVA of a random forest (Hutter, Hoos and Leyton-Brown 2014): what a "
@@ -188,7 +196,7 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
         "",
     ]
     for part in parts:
-        lines += [f"## {part.label}", "", *_list(part.sentences()), ""]
+        lines += [f"## {markdown(part.label)}", "", *_list(part.sentences()), ""]
         picture = ["", f"![Importance of the parameters]({_name(part, parts)}.svg)", ""]
         if part.groups is not None:
             lines += [*groups_markdown(part.groups), *(picture if pictures else [""])]
@@ -196,7 +204,7 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
             continue
         lines += ["| effect | share, % |", "| --- | --- |"]
         lines += [
-            f"| {what} | {100 * mean:.1f} ± {100 * sd:.1f} |"
+            f"| {markdown(what, cell=True)} | {100 * mean:.1f} ± {100 * sd:.1f} |"
             for what, mean, sd in _rows(part.found)
         ]
         hidden = len(part.found.pairs) - _MOST_PAIRS
@@ -207,7 +215,8 @@ def importance_markdown(title: str, parts: Sequence[TaskImportance], pictures: b
 
 
 def _list(sentences: Sequence[str]) -> list[str]:
-    return list(sentences) if len(sentences) < 2 else [f"* {sentence}" for sentence in sentences]
+    told = [markdown(sentence) for sentence in sentences]
+    return told if len(told) < 2 else [f"* {sentence}" for sentence in told]
 
 
 def groups_markdown(found: GroupedImportance) -> list[str]:
@@ -217,19 +226,20 @@ def groups_markdown(found: GroupedImportance) -> list[str]:
         found: Of one task.
     """
     keys = list(found.groups)
-    lines = [f"| share, % | {' | '.join(f'{found.key} {key}' for key in keys)} |"]
+    heads = [markdown(f"{found.key} {key}", cell=True) for key in keys]
+    lines = [f"| share, % | {' | '.join(heads)} |"]
     lines += ["| --- |" + " --- |" * len(keys)]
     for name, _ in found.to_rows():
         cells = [_told(found.share(key, name), 100, 1) for key in keys]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown(name, cell=True)} | {' | '.join(cells)} |")
     lines.append("")
     for a, b in itertools.combinations(keys, 2):
         rank = _told(found.rank_correlation(a, b), 1, 2)
         apart = [n for n in found.names if found.difference(n, a, b).excludes_zero]
         told = ", ".join(f"{n} ({_told(found.difference(n, a, b), 100, 1)})" for n in apart)
         lines.append(
-            f"* {found.key} {a} and {b}: rank correlation of the shares {rank}; that differ, "
-            f"in points: {told or 'none'}."
+            f"* {markdown(f'{found.key} {a} and {b}')}: rank correlation of the shares {rank}; "
+            f"that differ, in points: {markdown(told) or 'none'}."
         )
     return lines
 
@@ -247,15 +257,11 @@ def _rows(found: Importance) -> list[tuple[str, float, float]]:
 
 def _name(part: TaskImportance, parts: Sequence[TaskImportance]) -> str:
     stem = _stem(None if part.groups is None else part.groups.key)
-    return stem if len(parts) == 1 else f"{stem}-{_plain(part.label)}"
+    return stem if len(parts) == 1 else f"{stem}-{file_name(part.label)}"
 
 
 def _stem(by: str | None) -> str:
-    return "importance" if by is None else f"importance-by-{_plain(by)}"
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in text)
+    return "importance" if by is None else f"importance-by-{file_name(by)}"
 
 
 def write_importance(
@@ -291,7 +297,7 @@ def write_importance(
         for label, group in groups.items()
     ]
     page = store.directory / f"{_stem(by)}.md"
-    page.write_text(importance_markdown(study["title"], parts), encoding="utf-8")
+    page.write_text(importance_markdown(str(study["title"]), parts), encoding="utf-8")
     written = [page]
     for part in parts:
         if part.found is not None:
@@ -310,7 +316,7 @@ def _draw(label: str, found: Importance, path: Path) -> list[Path]:
     names = list(found.main)
     size = max(2.4, 0.42 * len(names) + 1.4)
     width = size + 1 if found.pairs else 0
-    with mpl.rc_context({"svg.hashsalt": "tune-ext", "font.size": 9, "svg.fonttype": "none"}):
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5 + width, size), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(f"Importance of the parameters: {label}")
@@ -341,7 +347,7 @@ def draw_groups(label: str, found: GroupedImportance, path: Path) -> list[Path]:
     names = [name for name, _ in found.to_rows()]
     keys = list(found.groups)
     width = 0.8 / len(keys)
-    with mpl.rc_context({"svg.hashsalt": "tune-ext", "font.size": 9, "svg.fonttype": "none"}):
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(max(5.0, 0.75 * len(names) + 1.5), 3.6), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tune_ext._text import file_name
 from tune_ext.benchmark import charts
 from tune_ext.benchmark.analysis import Analysis
 from tune_ext.benchmark.charts import Spec
@@ -34,7 +35,7 @@ def picture_name(analysis: Analysis, number: int) -> str:
     if len(analysis.tasks) == 1:
         return "comparison"
     label = analysis.tasks[number].label
-    return "comparison-" + "".join(c if c.isalnum() or c in "-_" else "-" for c in label)
+    return f"comparison-{file_name(label)}"
 
 
 def pictures(analysis: Analysis) -> dict[str, Spec]:

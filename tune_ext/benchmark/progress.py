@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from tune_ext._text import visible
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.runner import CellRun, Phase
 from tune_ext.benchmark.study import Study
@@ -164,7 +165,8 @@ class PlainProgress:
         every: float = 30.0,
         often: float = 5.0,
     ) -> None:
-        self._write, self._every, self._often = write, every, often
+        self._every, self._often = every, often
+        self._write: Callable[[str], None] = lambda line: write(visible(line))
         self._count, self._best, self._filter = _Count(), _Best(), _Filter()
         self._last = time.monotonic()
 
@@ -258,11 +260,11 @@ class LiveProgress:
         self._count.begin(total, finished, jobs)
         for record in finished:
             self._best.add(record)
-        self._live.console.print(f"[bold]{study.title}[/bold]: {total} cells, {jobs} at once")
+        self._print((study.title, "bold"), f": {total} cells, {jobs} at once")
 
     def unavailable(self, name: str, why: str) -> None:
         """Say what cannot run here."""
-        self._live.console.print(f"[bold]not run[/bold]: {name}: {why}")
+        self._print(("not run", "bold"), f": {name}: {why}")
 
     def tick(self, running: Sequence[CellRun]) -> None:
         """Remember what is running, for the next drawing."""
@@ -273,25 +275,36 @@ class LiveProgress:
         self._count.add(record)
         self._best.add(record)
         for line in self._filter.lines(record):
-            self._live.console.print(line, highlight=False)
+            self._print(line)
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        """A line above the table: text with styles, in which brackets are brackets."""
+        from rich.text import Text
+
+        told = [visible(p) if isinstance(p, str) else (visible(p[0]), p[1]) for p in parts]
+        self._live.console.print(Text.assemble(*told))
 
     def _draw(self) -> Any:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(show_header=True, header_style="bold", box=None)
         for column in ("running", "what", "best validation error so far", "for"):
             table.add_column(column)
         for run in self._running:
             table.add_row(
-                str(run.cell),
-                _describe(run),
+                Text(visible(str(run.cell))),
+                Text(visible(_describe(run))),
                 _error(run.best, run.task.percent),
                 _clock(time.monotonic() - run.started),
             )
         bar = ProgressBar(total=max(self._count.total, 1), completed=self._count.done, width=60)
-        best = [f"{label}: {self._best.told(label)}" for label in self._best.labels()[-_SHOWN:]]
+        best = [
+            Text(visible(f"{label}: {self._best.told(label)}"))
+            for label in self._best.labels()[-_SHOWN:]
+        ]
         heading = ["best method so far, by mean test error"] if best else []
         return Group(table, bar, self._count.summary(), *heading, *best)
 

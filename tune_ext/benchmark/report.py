@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tune_ext._text import markdown as _shown
+from tune_ext._text import visible_values
 from tune_ext.benchmark import html, plots
 from tune_ext.benchmark._unavailable import grouped
 from tune_ext.benchmark.analysis import Across, Analysis, MethodResult, TaskAnalysis, analyse
@@ -37,6 +39,10 @@ COLUMNS = (
     "chosen (median, range)",
     "failures",
 )
+
+
+_NO_BRACKETS = str.maketrans("[]", "()")
+"""The text beside a picture ends at a bracket."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +95,20 @@ def _middle(m: MethodResult, task: TaskAnalysis) -> str:
 
 def markdown(analysis: Analysis) -> str:
     """The whole report as Markdown."""
-    lines = [f"# {analysis.title}", ""]
-    if analysis.description:
-        lines += [analysis.description, ""]
+    lines = [f"# {_shown(analysis.title)}", ""]
+    for paragraph in filter(str.strip, analysis.description.split("\n\n")):
+        lines += [*map(_shown, paragraph.strip().splitlines()), ""]
     lines += _list(analysis.sentences)
     if analysis.across is not None:
         lines += _across(analysis, analysis.across)
     for number, task in enumerate(analysis.tasks):
-        lines += [f"## {task.label}", ""]
+        lines += [f"## {_shown(task.label)}", ""]
         if analysis.across is not None:
             lines += _list(task.sentences)
         lines += _table(COLUMNS, table_rows(task))
         name = plots.picture_name(analysis, number)
-        lines += [f"![Anytime curves and test errors of {task.label}]({name}.svg)", ""]
+        called = _shown(task.label.translate(_NO_BRACKETS))
+        lines += [f"![Anytime curves and test errors of {called}]({name}.svg)", ""]
         lines += _failures(task)
     if analysis.not_run:
         lines += ["## Not run", "", *_list([f"{n}: {why}" for n, why in analysis.not_run])]
@@ -110,12 +117,12 @@ def markdown(analysis: Analysis) -> str:
 
 
 def _list(sentences: Sequence[str]) -> list[str]:
-    return [*(f"* {s}" for s in sentences), ""]
+    return [*(f"* {_shown(s)}" for s in sentences), ""]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    clean = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows)
+    clean = ([_shown(cell, cell=True) for cell in row] for row in rows)
     return [*lines, *("| " + " | ".join(row) + " |" for row in clean), ""]
 
 
@@ -151,7 +158,7 @@ def _failures(task: TaskAnalysis) -> list[str]:
     failed = _failed(task)
     if not failed:
         return ["No cell failed.", ""]
-    return ["Failures:", "", *(f"* {failure}" for failure in failed), ""]
+    return ["Failures:", "", *_list(failed)]
 
 
 def _failed(task: TaskAnalysis) -> tuple[str, ...]:
@@ -193,7 +200,7 @@ def load_analysis(store: RecordStore) -> Analysis:
     Raises:
         StateError: There are no records, or they are damaged.
     """
-    study = store.load_settings()
+    study = visible_values(store.load_settings())
     records = _in_order(store.load(), study)
     if not records:
         raise StateError(f"{store.path} holds no finished cell yet")
