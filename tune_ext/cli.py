@@ -55,12 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:  # a full disk, a file that may not be read
         where = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
-        told = visible(f"{error.strerror or error}{where}")
-        print(
-            f"tune-ext: {told}. What was recorded is kept, and the same command goes on from it; "
-            "or give other places",
-            file=sys.stderr,
+        told = TuneExtError(
+            f"{error.strerror or error}{where}. What was recorded is kept, and the same command "
+            "goes on from it; or give other places"
         )
+        print(f"tune-ext: {visible(str(told))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on where this one stopped.", file=sys.stderr)
