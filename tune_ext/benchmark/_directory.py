@@ -39,6 +39,8 @@ def check_directory(directory: str | Path) -> Path:
 
 def _check_creatable(path: Path) -> None:
     """Raise unless it is a directory that can be written to, or can be made into one."""
+    if "\0" in str(path):
+        raise ValueError("no name holds a NUL")
     place = path
     while not os.path.lexists(os.fsencode(place)):
         place = place.parent

@@ -27,6 +27,7 @@ cell_seconds = 1800
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Callable, Collection, Iterable
@@ -64,8 +65,9 @@ def find_study(name: str | Path) -> Path:
     """
     path = Path(name)
     for candidate in (path, path / "study.toml", Path("experiments", name, "study.toml")):
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError):  # such as a name that is too long for one
+            if candidate.is_file():
+                return candidate
     shipped = sorted(p.parent.name for p in Path("experiments").glob("*/study.toml"))
     raise DataNotFoundError(
         f"no study {str(name)!r}{suggest(name, shipped)}; give a TOML file"
@@ -105,9 +107,19 @@ def parse_study(text: str, where: str = "study", modules: Collection[str] = ()) 
     except RecursionError:
         raise InvalidValueError(f"{where}: its brackets are nested too deeply") from None
     try:
+        _check_integers(data)
         return _build(data, modules)
     except (InvalidTypeError, InvalidValueError) as error:
         raise InvalidValueError(f"{where}{_line_of(text, error)}: {error}") from None
+
+
+def _check_integers(value: Any) -> None:
+    """Raise at a whole number of more than TOML's 64 bits: Python would print none of the long."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_integers(item)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidValueError("a whole number has more than the 64 bits that TOML gives it")
 
 
 def _build(data: dict[str, Any], modules: Collection[str]) -> Study:
