@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         HyperBand,
         ImageGrowthSearch,
         NoGainStopper,
+        StallGuard,
     )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Parameter",
     "Probe",
     "ResponseMeter",
+    "StallGuard",
     "Tuner",
     "evbmf",
     "find_lr",
@@ -81,6 +83,7 @@ _HOME = {
     "Parameter": "tune_ext.autohyper",
     "Probe": "tune_ext.autohyper",
     "ResponseMeter": "tune_ext.lowrank",
+    "StallGuard": "tune_ext.raytune",
     "Tuner": "tune_ext.exptest",
     "evbmf": "tune_ext.lowrank",
     "find_lr": "tune_ext.lr_scheduler",

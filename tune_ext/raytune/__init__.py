@@ -1,6 +1,7 @@
 """The only package, with the benchmark's runner, that knows Ray."""
 
 from tune_ext.raytune._patience import NoGainStopper
+from tune_ext.raytune._stalls import StallGuard
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 from tune_ext.raytune.bohb import BOHBSearch
 from tune_ext.raytune.brackets import HyperBand
@@ -18,4 +19,5 @@ __all__ = [
     "HyperBand",
     "ImageGrowthSearch",
     "NoGainStopper",
+    "StallGuard",
 ]
