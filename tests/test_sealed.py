@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.benchmark.examples import make_record, make_study
 from tune_ext import AutoHyperSearch
 from tune_ext._sealed import is_sealed, seal, unseal
+from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.errors import StateError
 from tune_ext.raytune._base import read_json, write_json
 
@@ -47,7 +50,7 @@ def test_no_cut_goes_unnoticed(tmp_path: Path):
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"line 1|checksum"):
             read_json(path)
 
 
@@ -60,3 +63,31 @@ def test_a_searcher_with_a_digit_changed_is_damaged(tmp_path: Path):
     path.write_text("")
     with pytest.raises(StateError, match="left alone"):
         AutoHyperSearch().restore(str(path))
+
+
+def test_no_bit_of_a_record_flips_unnoticed(tmp_path: Path):
+    """But for a line's end: two lines are then one, and the last one is cut off and run again."""
+    store = RecordStore(tmp_path)
+    store.open(make_study())
+    for seed in (0, 1):
+        store.append(make_record(seed=seed))
+    store.close()
+    whole, random = store.path.read_bytes(), np.random.default_rng(0)
+    for place in random.integers(0, len(whole) - 1, 300):
+        hurt = bytearray(whole)
+        hurt[place] ^= 1 << int(random.integers(8))
+        store.path.write_bytes(hurt)
+        with pytest.raises(StateError, match=r"line [123]: .* runs again"):
+            store.load(repair=True)
+        assert store.path.read_bytes() == hurt
+
+
+def test_records_without_checksums_are_read_if_they_are_old(tmp_path: Path):
+    store = RecordStore(tmp_path)
+    line = unseal(make_record().to_line())
+    with pytest.raises(StateError, match="without a checksum"):
+        CellRecord.from_line(line)
+    old = line.replace('"version":3', '"version":2')
+    assert CellRecord.from_line(old).key == make_record().key
+    store.path.write_text(old + "\n")
+    assert len(store.load()) == 1

@@ -2,9 +2,9 @@
 
 A study's directory holds `study.json` (its settings) and `records.jsonl` (one cell a
 line, in the order in which they finished; versions, hardware and revision stand in lines of
-their own, once, before the first record that refers to them). Lines are only ever appended.
-A last line that was cut by a crash is dropped when the file is read, and its cell is run
-again; any other damage is an error that leaves the file alone.
+their own, once, before the first record that refers to them). Lines are only ever appended,
+and each ends with a checksum. A last line that was cut by a crash is dropped when the file is
+read, and its cell is run again; any other damage is an error that leaves the file alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import lzma
 import math
 import os
@@ -19,9 +20,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from tune_ext.benchmark._lines import pack, parse, strict, to_text, unpack
+from tune_ext._json import loads
+from tune_ext._sealed import is_sealed, seal, unseal
+from tune_ext.benchmark._lines import check_fields, pack, parse, strict, to_text, unpack
 from tune_ext.benchmark.history import History, Incumbents, anytime, best_trial
 from tune_ext.benchmark.provenance import identity, provenance
 from tune_ext.benchmark.study import Study
@@ -31,8 +34,12 @@ __all__ = ["CellRecord", "History", "RecordStore", "anytime", "best_trial", "pro
 
 SCHEMA = "tune-ext.cell"
 PROVENANCE_SCHEMA = "tune-ext.provenance"
-VERSION = 2
-_READ = (1, 2)
+VERSION = 3
+_READ = (1, 2, 3)
+_SEALED = 3
+"""From this version on a line has to end with its checksum."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class CellRecord:
 
     def to_line(self) -> str:
         """The record as one line of strict JSON."""
-        return to_text(self.to_json())
+        return seal(to_text(self.to_json()))
 
     @classmethod
     def from_line(
@@ -156,7 +163,7 @@ class CellRecord:
         Raises:
             StateError: It is not a record, or one of another version.
         """
-        return cls.from_json(parse(line), known or {})
+        return cls.from_json(_opened(line), known or {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any], known: Mapping[str, Mapping[str, Any]]) -> CellRecord:
@@ -170,13 +177,14 @@ class CellRecord:
                 f"record version {version!r}; this tune_ext reads versions 1 to {VERSION}"
             )
         try:
+            check_fields(data)
             data["trials"] = unpack(data["trials"])
             data["provenance"] = _resolve(data["provenance"], known)
             if version == 1:
                 data["incumbents"] = _incumbents_of(data)
                 data["makespan"] = data["search_seconds"]
             record = cls(**data)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, StateError):
                 raise
             raise StateError(f"not a complete record: {error}") from None
@@ -220,7 +228,8 @@ class RecordStore:
     def __init__(self, directory: str | Path, *, sync_every: float = 0.0) -> None:
         self.directory = Path(directory)
         self.sync_every = sync_every
-        self._file: TextIO | None = None
+        self._file: BinaryIO | Any = None  # without a buffer: what cannot be written is not kept
+        self._size = 0
         self._synced = -math.inf
         self._known: set[str] = set()
         self.path = self.directory / "records.jsonl"
@@ -253,7 +262,7 @@ class RecordStore:
         whole |= {"methods": list(study.methods), "seeds": list(study.seeds)}
         whole |= {"unavailable": dict(unavailable or {})}
         temporary = self.study_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(seal(json.dumps(whole, indent=2)) + "\n", encoding="utf-8")
         temporary.replace(self.study_path)
         return self.load(repair=True)
 
@@ -268,7 +277,7 @@ class RecordStore:
         with (self.directory / "lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise StateError(
                     f"another process is running the comparison in {self.directory}; "
                     "wait for it, or give another directory with --out"
@@ -282,13 +291,16 @@ class RecordStore:
             StateError: There is none, or it is not one of ours.
         """
         try:
-            data = json.loads(self.study_path.read_text(encoding="utf-8"))
+            data = loads(unseal(self.study_path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise StateError(
                 f"{self.directory} is not the directory of a comparison: it has no study.json"
             ) from None
-        except json.JSONDecodeError as error:
-            raise StateError(f"{self.study_path} is damaged: {error}") from None
+        except ValueError as error:
+            raise StateError(
+                f"{self.study_path} is damaged: {error}. The records beside it are not: move it "
+                "away, and `tune-ext compare` with the same study writes it again"
+            ) from None
         if not isinstance(data, dict) or data.get("version") not in _READ or "settings" not in data:
             raise StateError(f"{self.study_path} is not a study of version 1 to {VERSION}")
         return data
@@ -316,40 +328,71 @@ class RecordStore:
             raw = self.path.read_bytes()
         whole, _, rest = raw.rpartition(b"\n")
         if rest and repair:
-            self.close()
-            with self.path.open("r+b") as file:
-                file.truncate(len(raw) - len(rest))
+            self._cut(len(raw) - len(rest))
+            logger.warning(
+                "The last line of %s was not finished: it was cut off, and its cell runs again.",
+                self.path,
+            )
         records: dict[tuple[str, str, int], CellRecord] = {}
         known: dict[str, dict[str, Any]] = {}
-        for number, line in enumerate(whole.decode("utf-8", "replace").splitlines(), start=1):
+        for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
             try:
-                data = parse(line)
+                data = _opened(line.decode("utf-8", "replace"))
                 if data.get("schema") == PROVENANCE_SCHEMA:
                     known[str(data.get("id"))] = _provenance_of(data)
                     continue
                 record = CellRecord.from_json(data, known)
             except StateError as error:
-                raise StateError(f"{self.path}, line {number}: {error}") from None
+                raise StateError(
+                    f"{self.path}, line {number}: {error}. Nothing was changed. Put a copy back, "
+                    f"as from --storage; or take the line out (sed -i {number}d) and its cell "
+                    "runs again"
+                ) from None
             records[record.key] = record
         self._known = set(known)
         return list(records.values())
 
+    def _cut(self, length: int) -> None:
+        self.close()
+        with self.path.open("r+b") as file:
+            file.truncate(length)
+
     def append(self, record: CellRecord) -> None:
-        """Write one record; see `sync_every` for when it is on the disk."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
+        """Write one record; see `sync_every` for when it is on the disk.
+
+        Raises:
+            OSError: That is not possible now. The file is as it was before, or will be when
+                it is opened again.
+        """
         name = identity(record.provenance)
+        data = record.to_json()
+        data["provenance"] = {"of": name, "finished": record.provenance.get("finished")}
+        lines = [seal(to_text(data))]
         if name not in self._known:
             what = {"schema": PROVENANCE_SCHEMA, "version": VERSION, "id": name}
             lasting = {k: v for k, v in record.provenance.items() if k != "finished"}
-            self._file.write(to_text({**what, "known": strict(lasting)}) + "\n")
-            self._known.add(name)
-        data = record.to_json()
-        data["provenance"] = {"of": name, "finished": record.provenance.get("finished")}
-        self._file.write(to_text(data) + "\n")
-        self._file.flush()
-        if time.monotonic() - self._synced >= self.sync_every:
-            self._sync()
+            lines.insert(0, seal(to_text({**what, "known": strict(lasting)})))
+        self._write("".join(line + "\n" for line in lines).encode())
+        self._known.add(name)
+
+    def _write(self, data: bytes) -> None:
+        """Add to the file all of it or nothing."""
+        if self._file is None:
+            self._file = self.path.open("ab", buffering=0)
+            self._size = os.fstat(self._file.fileno()).st_size
+        if os.fstat(self._file.fileno()).st_size > self._size:  # what could not be taken back
+            self._file.truncate(self._size)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+            if time.monotonic() - self._synced >= self.sync_every:
+                self._sync()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            raise
+        self._size += len(data)
 
     def _sync(self) -> None:
         if self._file is not None:
@@ -357,11 +400,17 @@ class RecordStore:
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Wait until everything is on the disk, and close the file; a later append opens it."""
-        self._sync()
-        if self._file is not None:
-            self._file.close()
-        self._file = None
+        """Wait until everything is on the disk, and close the file; a later append opens it.
+
+        Raises:
+            OSError: The disk says that it could not keep everything.
+        """
+        try:
+            self._sync()
+        finally:
+            if self._file is not None:
+                self._file.close()
+            self._file = None
 
     def to_parquet(self, directory: str | Path) -> list[Path]:
         """Write the records as three tables; see `tune_ext.benchmark.export`.
@@ -378,6 +427,15 @@ class RecordStore:
         from tune_ext.benchmark.export import write_parquet
 
         return write_parquet(self.load(), Path(directory))
+
+
+def _opened(line: str) -> dict[str, Any]:
+    """What a line holds; StateError for one that is damaged."""
+    data = parse(unseal(line))
+    version = data.get("version")
+    if isinstance(version, int) and version >= _SEALED and not is_sealed(line):
+        raise StateError("it ends without a checksum")
+    return data
 
 
 def _provenance_of(data: Mapping[str, Any]) -> dict[str, Any]:
