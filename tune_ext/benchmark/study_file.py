@@ -102,24 +102,26 @@ def parse_study(text: str, where: str = "study", modules: Collection[str] = ()) 
     """
     try:
         data = tomllib.loads(text)
+        _check_integers(data, where)
+    except InvalidValueError:
+        raise
     except ValueError as error:  # also of a number with thousands of digits
         raise InvalidValueError(f"{where}: not valid TOML: {error}") from None
     except RecursionError:
         raise InvalidValueError(f"{where}: its brackets are nested too deeply") from None
     try:
-        _check_integers(data)
         return _build(data, modules)
     except (InvalidTypeError, InvalidValueError) as error:
         raise InvalidValueError(f"{where}{_line_of(text, error)}: {error}") from None
 
 
-def _check_integers(value: Any) -> None:
+def _check_integers(value: Any, where: str) -> None:
     """Raise at a whole number of more than TOML's 64 bits: Python would print none of the long."""
     if isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
-            _check_integers(item)
+            _check_integers(item, where)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InvalidValueError("a whole number has more than the 64 bits that TOML gives it")
+        raise InvalidValueError(f"{where}: a whole number has more than TOML's 64 bits")
 
 
 def _build(data: dict[str, Any], modules: Collection[str]) -> Study:
