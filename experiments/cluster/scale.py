@@ -1,6 +1,6 @@
 """What ten thousand short trials cost the driver, on a Ray of four nodes.
 
-    python experiments/cluster/scale.py [--trials 10000] [--minutes 30] [--only WORD]
+    python experiments/cluster/scale.py [--trials 10000] [--minutes 30] [--only METHOD]
 
 Four raylets with a processor each on this machine; a trial looks up a formula, and actors are
 reused, as for anything that short. The driver's memory and processor time are noted as trials
@@ -8,13 +8,16 @@ add up, and of the time what our searcher and scheduler used and what saving too
 the bytes that are the searcher's and those that are Ray's. A method ends after so many trials or
 minutes. One that is in the results in full is not run again.
 
-`--plot` draws the results that are there, and writes the exponents.
+`scale_plot.py` draws the results that are there, and says the exponents.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -26,6 +29,7 @@ import psutil
 from nodes import conditions, started
 from ray import tune
 from ray.tune import Callback
+from ray.tune.execution.tune_controller import TuneController
 from short import SPACE, Short
 
 HERE = Path(__file__).parent
@@ -57,51 +61,42 @@ class Meter(Callback):  # type: ignore[misc]
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._written: defaultdict[str, int] = defaultdict(int)
         self._process = psutil.Process()
-        for kind, part in parts.items():
+        for kind, part in parts.items():  # of the class: an instance may be pickled
             for name in self.CALLS:
                 if hasattr(part, name):
-                    setattr(part, name, self._timed(f"{kind}.{name}", getattr(part, name)))
+                    call = getattr(type(part), name)
+                    setattr(type(part), name, self._timed(f"{kind}.{name}", call))
+        self._watch_saving()
         self._wall, self._cpu = time.monotonic(), time.process_time()
 
-    def watch_saving(self, controller: Any) -> None:
+    def _watch_saving(self) -> None:
         """Time Ray's own saving of the experiment, and count what it leaves."""
-        save = controller.save_to_dir
-        folder = Path(controller._storage.experiment_driver_staging_path)
+        save = TuneController.save_to_dir
+        seconds, written = self._seconds, self._written
 
-        def timed() -> None:
+        def timed(controller: Any) -> None:
             begun = time.process_time()
-            save()
-            self._seconds["saving"] += time.process_time() - begun
-            self._written["savings"] += 1
-            for file in folder.iterdir():
+            save(controller)
+            seconds["saving"] += time.process_time() - begun
+            written["savings"] += 1
+            for file in Path(controller._storage.experiment_driver_staging_path).iterdir():
                 if file.is_file():
                     ours = file.name.startswith("searcher-state")
-                    self._written["searcher's bytes" if ours else "Ray's bytes"] += (
-                        file.stat().st_size
-                    )
+                    size = file.stat().st_size
+                    written["searcher's bytes" if ours else "Ray's bytes"] += size
 
-        controller.save_to_dir = timed
+        TuneController.save_to_dir = timed
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            if "tune_controller" in named or arguments:
-                self._find_controller(arguments, named)
+        @functools.wraps(call)
+        def timed(this: Any, *arguments: Any, **named: Any) -> Any:
             begun = time.process_time()
             try:
-                return call(*arguments, **named)
+                return call(this, *arguments, **named)
             finally:
                 self._seconds[name] += time.process_time() - begun
 
         return timed
-
-    def _find_controller(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """A scheduler is shown Ray's controller, through a wrapper."""
-        found = named.get("tune_controller", arguments[0] if arguments else None)
-        found = getattr(found, "_wrapped_instance", found)
-        found = getattr(found, "_trial_runner", found)
-        if hasattr(found, "_checkpoint_manager") and "watched" not in self._written:
-            self._written["watched"] = 1
-            self.watch_saving(found)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Count it, and note a line now and then."""
@@ -184,20 +179,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", choices=METHODS)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    for name in METHODS:
+    for name in METHODS if given.only is None else [given.only]:
         path = given.out / f"scale-{name.replace(' ', '-').lower()}.jsonl"
-        if given.only not in name:
-            continue
         if path.exists() and '"done": true' in path.read_text(encoding="utf-8"):
             print(f"{name}: is there")
-            continue
-        path.unlink(missing_ok=True)
-        with started([{"num_cpus": 1}] * NODES):
-            measure(name, given.trials, given.minutes, path)
+        elif given.only is None:  # each in a process of its own: memory is measured
+            subprocess.run([sys.executable, *sys.argv, "--only", name], check=True)
+        else:
+            path.unlink(missing_ok=True)
+            with started([{"num_cpus": 1}] * NODES):
+                measure(name, given.trials, given.minutes, path)
     about = {**conditions(), "trials": given.trials, "minutes": given.minutes}
     text = json.dumps(about, indent=1) + "\n"
     (given.out / "scale-conditions.json").write_text(text, encoding="utf-8")
