@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export TUNE_DISABLE_AUTO_CALLBACK_LOGGERS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help compare test check lint types bench chaos environment clean
+.PHONY: help compare test check lint types audit bench chaos environment clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  echo "No virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (some GB, a few minutes the first time) ..."
-	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compare,dev]' || { \
 	  echo "hpbandster (Ray's BOHB) could not be built, perhaps for want of a C compiler."; \
 	  echo "Installing everything else; the method 'bohb' will be listed as unavailable."; \
@@ -52,8 +52,11 @@ types: $(STAMP)
 	  have=$$(find tune_ext -name '*.py' | wc -l); \
 	  test "$$seen" = "$$have" || { echo "mypy must succeed on all $$have files of tune_ext (saw: $$seen)"; exit 1; }
 
+audit: $(STAMP) ## dependencies: pinned as installed, licences, known vulnerabilities
+	$(BIN)/python audit/check.py
+
 # ruff lists the files that it would read: the package has to be among them.
-check: lint types ## ruff, mypy strict on tune_ext, tests
+check: lint types audit ## ruff, mypy strict on tune_ext, dependencies, tests
 	@n=$$($(BIN)/ruff check --show-files . | grep -c '/tune_ext/.*\.py$$'); have=$$(find tune_ext -name '*.py' | wc -l); \
 	  test "$$n" = "$$have" || { echo "ruff read $$n of the $$have files of tune_ext"; exit 1; }
 	$(MAKE) test
