@@ -20,6 +20,7 @@ from ConfigSpace import (
     UniformIntegerHyperparameter,
 )
 
+from tune_ext import bohb
 from tune_ext.bohb import BOHB
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
@@ -270,3 +271,35 @@ def test_the_same_densities_as_hpbandster():
                 np.exp(density.log_pdf(points)), theirs.pdf(points), rtol=1e-8
             )
     assert "bad" in compared
+
+
+def test_a_suggestion_costs_the_same_however_many_observations_there_are(monkeypatch):
+    fitted = []
+
+    class Counted(bohb.Density):
+        def __init__(self, data, *arguments):
+            fitted.append(len(data))
+            super().__init__(data, *arguments)
+
+    monkeypatch.setattr(bohb, "Density", Counted)
+    monkeypatch.setattr(bohb, "_MOST", 50)
+    search, _ = _searched(0, 150, random_fraction=0)
+    assert max(fitted) == 50
+    assert fitted.count(50) > 90
+    assert search.model_budget() == 1
+
+
+def test_thinned_observations_are_spread_over_the_ranks_and_replaced_ones_move(monkeypatch):
+    monkeypatch.setattr(bohb, "_MOST", 5)
+    seen = bohb._Observations(1)
+    for i in np.random.default_rng(0).permutation(101):
+        seen.put(str(i), np.array([float(i)]), float(i))
+    assert seen.ranked(0, 101)[:, 0].tolist() == [0, 25, 50, 75, 100]
+    assert seen.ranked(97, 101)[:, 0].tolist() == [97, 98, 99, 100]
+    seen.put("100", np.array([100.0]), -1.0)
+    seen.put("0", np.array([0.0]), math.inf)
+    assert seen.ranked(0, 3)[:, 0].tolist() == [100, 1, 2]
+    assert seen.ranked(98, 101)[:, 0].tolist() == [98, 99, 0]
+    seen.put("0", np.array([0.0]), 5.0)  # as low as 5 is, and known before it or not
+    order = np.argsort(seen.losses, kind="stable")
+    assert np.array_equal(seen.ranked(5, 8), seen.vectors[order][5:8])
