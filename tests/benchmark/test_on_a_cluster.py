@@ -75,9 +75,12 @@ def test_gpus_without_a_cluster_are_counted(monkeypatch):
     assert check_place(place, study, 1) == []
     with pytest.raises(InvalidValueError, match="--jobs 1"):
         check_place(place, study, 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(InvalidValueError, match="has 0"):
-        check_place(place, study, 1)
+    for none in ("", "-1", "-1,0", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        with pytest.raises(InvalidValueError, match="has 0"):
+            check_place(place, study, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, GPU-8932f937,-1,2")
+    assert check_place(place, study, 1) == []
 
 
 def test_device_and_gpus_belong_together():

@@ -479,6 +479,8 @@ GPU_HALF = {"CPU": 1.0, "GPU": 0.5}
         (1, [("CREATED", {"CPU": 0.1})] * 2, True),
         (1, [("CREATED", {"CPU": 9.0})], False),
         (1, [("CREATED", {})], False),
+        (2, [("CREATED", {"GPU": 0.6})] * 2, False),  # no trial on two GPUs
+        (1, [("CREATED", {"CPU": 9.0, "GPU": 1.0})], False),  # nor on two nodes
     ],
 )
 def test_room_is_what_the_placement_groups_leave(
@@ -490,7 +492,8 @@ def test_room_is_what_the_placement_groups_leave(
     }
     monkeypatch.setattr(_base, "placement_group_table", lambda: table)
     monkeypatch.setattr(_base.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(_base.ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0}}
+    monkeypatch.setattr(_base.ray, "nodes", lambda: [node, node, {**node, "Alive": False}])
     assert _base.has_room(live) is room
     monkeypatch.setattr(_base.ray, "is_initialized", lambda: False)
     assert not _base.has_room(live)

@@ -149,8 +149,10 @@ def _own_gpus() -> int:
     from ray._private.accelerators import get_accelerator_manager_for_resource
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip()])
+    if visible is not None:  # CUDA ends the list at the first device that there cannot be
+        names = [name.strip() for name in visible.split(",")]
+        none = [i for i, name in enumerate(names) if name in ("", "-1", "NoDevFiles")]
+        return none[0] if none else len(names)
     return int(get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators())
 
 

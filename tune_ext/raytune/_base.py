@@ -9,7 +9,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,7 +115,7 @@ class StatefulSearcher(Searcher):
         if self._metric is None or self._mode is None:
             raise InvalidValueError(
                 f"{name} needs a metric and a mode, got {self._metric!r} and {self._mode!r}: "
-                "pass them to it or to TuneConfig"
+                "pass them to it, or to TuneConfig (Ray hands these on only with a param_space)"
             )
 
     @abstractmethod
@@ -307,17 +307,40 @@ def has_room(live: int) -> bool:
     groups = [group for group in table if group["state"] != "REMOVED"]
     if len(groups) < live or any(group["state"] != "CREATED" for group in groups):
         return False
-    total = ray.cluster_resources()
-    return live < min((_slots(group["bundles"].values(), total) for group in groups), default=1)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return live < min((_slots(group["bundles"].values(), nodes) for group in groups), default=1)
 
 
-def _slots(bundles: Iterable[Mapping[str, float]], total: Mapping[str, float]) -> int:
-    """How many trials with these bundles fit into a cluster with these resources."""
-    needed = Counter[str]()
-    for bundle in bundles:
-        needed.update(bundle)
-    counts = [int(total.get(k, 0) / n + 1e-9) for k, n in needed.items() if n > 0]
-    return min(counts, default=1)
+def _slots(bundles: Iterable[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials with these bundles fit into a cluster of these nodes.
+
+    A bundle is on one node, and a part of a GPU on one GPU. Several bundles may be on several
+    nodes: they are counted against all of these together.
+
+    >>> _slots([{"GPU": 0.4}], [{"GPU": 1}, {"GPU": 2}]), _slots([{"GPU": 2}], [{"GPU": 1}] * 4)
+    (6, 0)
+    """
+    needs = [{k: n for k, n in bundle.items() if n > 0} for bundle in bundles]
+    needs = [need for need in needs if need]
+    if not needs:
+        return 1
+    if len(needs) == 1:
+        return sum(_fits(needs[0], node) for node in nodes)
+    needed, total = Counter[str](), Counter[str]()
+    for need in needs:
+        needed.update(need)
+    for node in nodes:
+        total.update(node)
+    return _fits(needed, total)
+
+
+def _fits(need: Mapping[str, float], have: Mapping[str, float]) -> int:
+    whole = {k: math.floor(1 / n + 1e-9) if k == "GPU" and n < 1 else 0 for k, n in need.items()}
+    counts = [
+        int(have.get(k, 0)) * whole[k] if whole[k] else int(have.get(k, 0) / n + 1e-9)
+        for k, n in need.items()
+    ]
+    return min(counts)
 
 
 def check_name(name: str, value: Any, of: str = "a reported number") -> None:
