@@ -14,12 +14,12 @@ from tune_ext._checks import check_choice, check_count
 from tune_ext.errors import InvalidValueError
 from tune_ext.raytune._base import (
     RESERVED_KEY,
-    as_number,
     check_name,
     is_diverged,
     role_of,
 )
 from tune_ext.raytune._records import FinishedTrials, checkpoint_of, finish
+from tune_ext.raytune._trial_time import TrialTime
 
 __all__ = ["FILE_NAME", "AutoHyperScheduler"]
 
@@ -66,6 +66,7 @@ class AutoHyperScheduler(FIFOScheduler):
             check_name("metric", metric)
         check_choice("mode", mode, ("min", "max", None))
         self.time_attr = time_attr
+        self._time = TrialTime(time_attr)
         self.probe_epochs = check_count("probe_epochs", probe_epochs, 1)
         self.max_t = check_count("max_t", max_t, 1)
         if max_t < probe_epochs:
@@ -93,7 +94,7 @@ class AutoHyperScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on."""
-        epoch = as_number(result.get(self.time_attr)) or 0
+        epoch = self._time.read(trial.trial_id, result) or 0
         if role_of(trial.config) != "probe":
             return str(self.STOP if epoch >= self.max_t else self.CONTINUE)
         if epoch >= self.probe_epochs or is_diverged(result, self._watched):
@@ -104,6 +105,7 @@ class AutoHyperScheduler(FIFOScheduler):
         self, tune_controller: Any, trial: Any, result: Mapping[str, Any]
     ) -> None:
         """Record that a probe has finished."""
+        self._time.forget(trial.trial_id)
         if role_of(trial.config) == "probe":
             self._recorded(trial).add(trial)
 

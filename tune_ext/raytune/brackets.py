@@ -13,7 +13,8 @@ from tune_ext._bracket_table import Rounding, bracket_table
 from tune_ext._checks import check_choice
 from tune_ext.brackets import Brackets, Decision
 from tune_ext.errors import InvalidValueError, StateError
-from tune_ext.raytune._base import as_number, check_name, loss_of, unchecked
+from tune_ext.raytune._base import check_name, loss_of, unchecked
+from tune_ext.raytune._trial_time import TrialTime
 
 __all__ = ["BUDGET", "HyperBand"]
 
@@ -91,6 +92,7 @@ class HyperBand(FIFOScheduler):
         self._table, self._eta = table[:brackets], reduction_factor
         self._asynchronous = bool(asynchronous)
         self._time_attr, self._mode = time_attr, mode
+        self._time = TrialTime(time_attr)
         self._metric = unchecked(metric)
         self._play = Brackets(self._table, self._eta, asynchronous=self._asynchronous)
         self._recalled: dict[str, tuple[Any, Mapping[str, Any]]] = {}
@@ -118,6 +120,7 @@ class HyperBand(FIFOScheduler):
         memory = getattr(trial, _MEMORY, None)
         name = trial.trial_id
         self._trials[name] = self._active[name] = trial
+        self._time.forget(name)
         if name in self._play:
             if trial.is_finished() or not self._play.memory(name)["out"]:
                 return
@@ -136,7 +139,7 @@ class HyperBand(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on, waits or has come far enough."""
         self._settle()
-        spent = as_number(result.get(self._time_attr))
+        spent = self._time.read(trial.trial_id, result)
         if spent is None:
             self._warn_of_time(result)
             return str(self.CONTINUE)
@@ -161,6 +164,7 @@ class HyperBand(FIFOScheduler):
     ) -> None:
         """A trial has ended, by itself or because it was stopped."""
         self._settle()
+        self._time.forget(trial.trial_id)
         due = self._last_rung.pop(trial.trial_id, None)
         if trial.trial_id in self._play and not self._play.memory(trial.trial_id)["out"]:
             due = self._play.budget(trial.trial_id)  # it ended by itself, or at Ray's own limit

@@ -24,6 +24,7 @@ from tune_ext.exptest import Correction, Tuner
 from tune_ext.raytune._base import RESERVED_KEY, as_number, check_name, role_of
 from tune_ext.raytune._records import FinishedTrials, JsonFile, finish
 from tune_ext.raytune._rung_watch import RungWatch
+from tune_ext.raytune._trial_time import TrialTime
 from tune_ext.raytune._tuning import Tuning
 
 __all__ = ["RUNGS_FILE", "TUNING_FOLDER", "ExpTestScheduler"]
@@ -122,6 +123,7 @@ class ExpTestScheduler(FIFOScheduler):
             check_name("metric", metric)
         check_choice("mode", mode, ("min", "max", None))
         self.time_attr, self.lr = time_attr, lr
+        self._time = TrialTime(time_attr)
         self.max_t = check_count("max_t", max_t)
         self.window = None if window is None else check_count("window", window, 3)
         self.max_restores = check_count("max_restores", max_restores, 0)
@@ -190,7 +192,7 @@ class ExpTestScheduler(FIFOScheduler):
         return said
 
     def _is_over(self, trial: Any, result: Mapping[str, Any]) -> bool:
-        time = as_number(result.get(self.time_attr))
+        time = self._time.read(trial.trial_id, result)
         if time is None:
             what = f"reports no {self.time_attr!r} (time_attr)"
             self._say_once(trial, f"{what}; max_t ends no trial at such a result")
