@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tune_ext._checks import check_count
+from tune_ext.benchmark._saving import Saver
 from tune_ext.benchmark._storage import Mirror
 from tune_ext.benchmark._unavailable import grouped, pair
 from tune_ext.benchmark.cell_run import CellRun, Phase, Place
@@ -103,6 +104,16 @@ class _Job:
         if journal is not None and run.phase is Phase.SEARCH:
             journal.write_text("", encoding="utf-8")
         worker.send(*run.request(journal))
+
+    def try_to_begin(self, run: CellRun, saver: Saver) -> bool:
+        """Start a cell, if there is room for the files of a worker."""
+        try:
+            self.begin(run)
+        except OSError as error:
+            self.run = None
+            self._drop()
+            saver.wait_for(str(error))
+        return self.run is not None
 
     @property
     def _journal(self) -> Path | None:
@@ -249,14 +260,15 @@ def run_study(
             logs.mkdir(exist_ok=True)
         place = place or Place()
         crew = [_Job(worker, logs / f"job-{n}.log", place) for n in range(min(jobs, len(waiting)))]
+        saver = Saver(store)
         ended = False
         try:
-            for record in _work(study, crew, waiting, observer, place, mirror):
-                store.append(record)
+            for record in _work(study, crew, waiting, observer, place, mirror, saver):
                 finished[record.key] = record
                 observer.finish_cell(record)
             ended = True
         finally:
+            saver.close()
             store.close()
             if mirror is not None:
                 mirror.put(now=True)
@@ -272,15 +284,19 @@ def _work(
     observer: Observer,
     place: Place,
     mirror: Mirror | None,
+    saver: Saver,
 ) -> Iterator[CellRecord]:
-    """Yield a record whenever a cell is finished."""
+    """Yield a record whenever a finished cell was written."""
     while True:
-        for job in crew:
-            if job.run is None and waiting:
-                job.begin(CellRun(waiting.popleft(), study, place=place))
+        yield from saver.write()
+        _begin(study, crew, waiting, place, saver)
         running = [job for job in crew if job.run is not None]
         if not running:
-            return
+            if not saver.is_waiting:
+                return
+            saver.wait()
+            observer.tick([])
+            continue
         ready = wait([job.pipe for job in running], timeout=0.25)
         for job in running:
             if job.pipe in ready:
@@ -288,10 +304,22 @@ def _work(
             job.check()
             if job.run is not None and job.run.phase is Phase.DONE:
                 run, job.run = job.run, None
-                yield run.record()
+                if not saver.take(run.record()):
+                    waiting.appendleft(run.cell)
         if mirror is not None:
             mirror.put()
         observer.tick([job.run for job in running if job.run is not None])
+
+
+def _begin(
+    study: Study, crew: list[_Job], waiting: deque[Cell], place: Place, saver: Saver
+) -> None:
+    """Give those a cell that have none."""
+    for job in crew:
+        if job.run is None and waiting and not saver.is_waiting:
+            cell = waiting.popleft()
+            if not job.try_to_begin(CellRun(cell, study, place=place), saver):
+                waiting.appendleft(cell)
 
 
 def default_jobs() -> int:
