@@ -12,8 +12,29 @@ ATTEMPTS = 3
 """On a busy machine a limit of 30 s passes that Ray does not let us change."""
 
 
+def be_patient(seconds: float = 300.0) -> None:
+    """Let a node take its time to register; Ray gives up after 30 s, and no option changes that."""
+    services = ray._private.services
+    ask = services.get_node
+    if ask.__name__ != "get_node":
+        return
+
+    def get_patiently(*arguments: Any, **named: Any) -> Any:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments, **named)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    services.get_node = get_patiently
+
+
 def start(**options: Any) -> None:
     """Start a local Ray; "local", as another process of this machine may have one, too."""
+    be_patient()
     given = {
         "address": "local",
         "num_cpus": 2,
@@ -53,6 +74,7 @@ def start_nodes(*nodes: dict[str, Any]) -> Cluster:
         nodes: What each has, such as `{"num_cpus": 1, "num_gpus": 1}`; GPUs only Ray believes in.
     """
     small = {"object_store_memory": 80 * 1024**2}
+    be_patient()
     for attempt in range(1, ATTEMPTS + 1):
         cluster = Cluster()
         try:
