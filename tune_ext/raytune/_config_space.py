@@ -16,6 +16,7 @@ from ConfigSpace import (
 )
 from ray.tune.search.sample import Categorical
 
+from tune_ext._checks import check_list
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune._space import iter_domains, to_parameters, unflatten
 
@@ -250,17 +251,24 @@ def _number(
             f"space parameter {name!r} has steps of {step}, which this searcher does not know; use "
             "tune.uniform, tune.randint or a tune.choice of the values"
         )
-    if number.integer:
-        low, high = int(number.lower), int(number.upper)
-        return UniformIntegerHyperparameter(name, low, high, log=number.log), step
-    return UniformFloatHyperparameter(name, number.lower, number.upper, log=number.log), step
+    low, high = number.lower, number.upper
+    try:
+        if number.integer:
+            return UniformIntegerHyperparameter(name, int(low), int(high), log=number.log), step
+        return UniformFloatHyperparameter(name, low, high, log=number.log), step
+    except (ValueError, ArithmeticError) as error:  # such as a range wider than any number
+        raise InvalidValueError(
+            f"space parameter {name!r} from {low:g} to {high:g} cannot be searched: {error}"
+        ) from None
 
 
 def check_points(points: Any) -> list[dict[str, Any]]:
     """A copy of points to evaluate; an error unless they are a list of dictionaries."""
-    if isinstance(points, Mapping | str) or not isinstance(points or (), Sequence):
-        raise InvalidTypeError(f"points_to_evaluate must be a list of dictionaries, got {points!r}")
-    for point in points or ():
+    given = [] if points is None else check_list("points_to_evaluate", points, "dictionaries")
+    for point in given:
         if not isinstance(point, Mapping):
             raise InvalidTypeError(f"points_to_evaluate must hold dictionaries, got {point!r}")
-    return [_plain(copy.deepcopy(dict(point))) for point in points or ()]
+    try:
+        return [_plain(copy.deepcopy(dict(point))) for point in given]
+    except TypeError as error:  # a generator, an open file
+        raise InvalidTypeError(f"points_to_evaluate cannot be copied: {error}") from None

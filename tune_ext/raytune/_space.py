@@ -27,6 +27,7 @@ from ray.tune.search.sample import (
 )
 from ray.tune.search.sample import Normal as NormalSampler
 
+from tune_ext._checks import LARGEST_COUNT, as_number, check_positive
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = [
@@ -88,9 +89,18 @@ def unflatten(values: Mapping[Path, Any]) -> dict[Any, Any]:
 
     >>> unflatten({("lr",): 0.1, ("model", "width"): 8})
     {'lr': 0.1, 'model': {'width': 8}}
+
+    Raises:
+        InvalidValueError: A path is the beginning of another one.
     """
     config: dict[Any, Any] = {}
     for path, value in values.items():
+        for end in range(1, len(path)):
+            if path[:end] in values:
+                name = "/".join(str(key) for key in path[:end])
+                raise InvalidValueError(
+                    f"space names {name!r} as a value and as a group of values; rename one of them"
+                )
         node = config
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -201,7 +211,8 @@ def _to_parameter(path: Path, domain: Any) -> NumericParameter:
     sampler = None if isinstance(domain, Mapping) else domain.get_sampler()
     step = None
     if isinstance(sampler, Quantized):
-        step, sampler = float(sampler.q), sampler.get_sampler()
+        step = check_positive(f"the step of space parameter {name!r}", sampler.q, below=math.inf)
+        sampler = sampler.get_sampler()
     problem = _why_not_numeric(domain, sampler)
     if problem:
         raise InvalidValueError(
@@ -232,6 +243,9 @@ def _why_not_numeric(domain: Any, sampler: Any) -> str | None:
         return f"a {type(domain).__name__}"
     if isinstance(sampler, NormalSampler):
         return "a normal distribution"
-    if not (math.isfinite(domain.lower) and math.isfinite(domain.upper)):
+    ends = [as_number("a bound", bound) for bound in (domain.lower, domain.upper)]
+    if not all(map(math.isfinite, ends)):
         return f"unbounded {domain.domain_str}"
+    if isinstance(domain, Integer) and max(map(abs, ends)) > LARGEST_COUNT:
+        return "a range of whole numbers that no floating-point number tells apart"
     return None

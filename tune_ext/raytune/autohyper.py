@@ -24,6 +24,7 @@ from tune_ext.raytune._autohyper_start import (
     initial_points,
 )
 from tune_ext.raytune._base import RESERVED_KEY, as_number, is_diverged, reported_names
+from tune_ext.raytune._config_space import check_points
 from tune_ext.raytune._probing import Core, Ledger, ProbingSearch
 from tune_ext.raytune._space import NumericParameter, to_parameters, unflatten
 from tune_ext.raytune.autohyper_scheduler import AutoHyperScheduler
@@ -108,7 +109,7 @@ class AutoHyperSearch(ProbingSearch):
         self.probe_epochs = check_count("probe_epochs", probe_epochs, 1)
         self._start = check_mapping("start", start)
         self._scale = check_mapping("scale", scale)
-        self._points = [dict(point) for point in points_to_evaluate or ()]
+        self._points = check_points(points_to_evaluate)
         self._options = {"region": region, "max_probes": max_probes, **check_constants(constants)}
         self._paths: dict[str, tuple[str, ...]] = {}
         self._core: AutoHyper | None = None
