@@ -332,7 +332,9 @@ class ImageGrowth:
             return
         pairs = self._pairs(number)
         transfer = measure_transfer(pairs)
-        if self._transfer is not None:
+        if not before.ranked():  # nothing to carry, whatever may be believed
+            transfer = replace(transfer, weight=0.0)
+        elif self._transfer is not None:
             transfer = replace(transfer, weight=self._transfer)
         space = narrow(self.space, before.top(self._top), transfer.weight, floor=self._floor)
         points = self._translated(number, space, pairs, transfer.weight)

@@ -1,5 +1,6 @@
 """The only package, with the benchmark's runner, that knows Ray."""
 
+from tune_ext.raytune._grouped import GroupedScheduler
 from tune_ext.raytune._patience import NoGainStopper
 from tune_ext.raytune._stalls import StallGuard
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
@@ -16,6 +17,7 @@ __all__ = [
     "BOHBSearch",
     "ExpTestScheduler",
     "ExpTestSearch",
+    "GroupedScheduler",
     "HyperBand",
     "ImageGrowthSearch",
     "NoGainStopper",

@@ -36,8 +36,8 @@ class ImageGrowthSearch(StatefulSearcher):
 
     It ends the run by itself, after the evaluations of all sizes: give Ray ``num_samples=-1``.
 
-    A scheduler that compares trials compares those of different sizes. Use none, or one that
-    looks at each trial alone.
+    A scheduler that compares trials compares those of different sizes. Use none, or put it into a
+    `tune_ext.GroupedScheduler`.
 
     Args:
         searcher_factory: "random", "tpe", "gp", "nsga2" (Optuna's), "hyperopt", "bohb" or "smac";
