@@ -71,12 +71,12 @@ def _bohb(asynchronous: bool) -> tuple[Any, Any]:
 
 
 def _growth() -> tuple[Any, Any]:
-    sizes = [(16, 8), (32, 6), (64, 4)]
+    sizes = [(16, 5), (32, 4), (64, 3)]
     return tune_ext.ImageGrowthSearch("tpe", sizes, metric="loss", mode="min", seed=0), None
 
 
 def _smac() -> tuple[Any, Any]:
-    return SMACSearch(metric="loss", mode="min", n_trials=14, seed=0), None
+    return SMACSearch(metric="loss", mode="min", n_trials=10, seed=0), None
 
 
 _DECAY = {"weight_decay": tune.loguniform(1e-5, 1e-1)}
@@ -86,9 +86,9 @@ CASES: dict[str, Case] = {
     "autoHyper": Case(_autohyper, ordered=False),
     "autoHyper, scaled to the architecture": Case(_scaled, ordered=False, space={"depth": 4}),
     "ExpTest": Case(_exptest, ordered=False),
-    "BOHB + HyperBand": Case(lambda: _bohb(False), space=_DECAY, trials=16),
-    "BOHB + HyperBand, asynchronous": Case(lambda: _bohb(True), space=_DECAY, trials=16),
-    "BOHB + HyperBand, scaled to the architecture": Case(_scaled_bohb, space=_DEPTH, trials=14),
+    "BOHB + HyperBand": Case(lambda: _bohb(False), space=_DECAY, trials=13),
+    "BOHB + HyperBand, asynchronous": Case(lambda: _bohb(True), space=_DECAY, trials=13),
+    "BOHB + HyperBand, scaled to the architecture": Case(_scaled_bohb, space=_DEPTH, trials=13),
     "image growth (TPE)": Case(_growth, space=_DECAY),
-    "SMAC": Case(_smac, space=_DECAY, trials=14),
+    "SMAC": Case(_smac, space=_DECAY, trials=10),
 }

@@ -2,6 +2,8 @@
 
     python experiments/cluster/nodes.py [--only WORD] [--nodes 1 2 4]
 
+What is in the results already is not run again.
+
 Each number of nodes is a cluster of its own on this machine (`ray.cluster_utils.Cluster`): a head
 without processors, and nodes that share four processors and as many GPUs as it takes, which only
 Ray believes in. A trial is given a processor and half a GPU. Four trials run at once on any of
@@ -102,7 +104,11 @@ def started(nodes: Sequence[dict[str, Any]], attempts: int = 3) -> Iterator[str]
 
 
 def run_case(
-    name: str, storage: Path, resources: dict[str, float] | None = None, workers: int = WORKERS
+    name: str,
+    storage: Path,
+    resources: dict[str, Any] | None = None,
+    workers: int = WORKERS,
+    trials: int | None = None,
 ) -> dict[str, Any]:
     """Run a case on the Ray of this process; what came out.
 
@@ -111,6 +117,7 @@ def run_case(
         storage: Where Ray writes.
         resources: Of a trial.
         workers: How many trials run at once.
+        trials: How many in all; None: as many as the case has.
     """
     case = CASES[name]
     desk_name = f"desk-{time.monotonic_ns()}"
@@ -122,7 +129,7 @@ def run_case(
         config={"lr": RATES, "desk": desk_name, **case.space},
         search_alg=search,
         scheduler=scheduler,
-        num_samples=case.trials,
+        num_samples=case.trials if trials is None else trials,
         max_concurrent_trials=workers if case.ordered else None,
         resources_per_trial=resources or {"cpu": 1, "gpu": GPU},
         callbacks=[Turns(desk, workers)] if case.ordered else [],
@@ -135,13 +142,13 @@ def run_case(
     )
     seen = ray.get(desk.seen.remote())
     ray.kill(desk)
-    trials = [_trial(t) for t in analysis.trials]
+    ended = [_trial(t) for t in analysis.trials]
     best = getattr(search, "best_config", None)
     return {
-        "trials": len(trials),
+        "trials": len(ended),
         "failed": sum(t.status != "TERMINATED" for t in analysis.trials),
-        "answer": _plain(best) if best is not None else min(trials, key=_loss)["config"],
-        "sequence": trials if case.ordered else None,
+        "answer": _plain(best) if best is not None else min(ended, key=_loss)["config"],
+        "sequence": ended if case.ordered else None,
         "seconds": round(time.monotonic() - started, 1),
         **seen,
     }
@@ -172,8 +179,8 @@ def compared(runs: Sequence[dict[str, Any]]) -> bool:
     return same and all(r["most of a device"] <= 1 and r["failed"] == 0 for r in runs)
 
 
-def run_compare(address: str | None, storage: Path) -> dict[str, Any]:
-    """`tune-ext compare` on a cluster, or where there is none: what it recommends and measures.
+def run_compare(address: str, storage: Path) -> dict[str, Any]:
+    """`tune-ext compare` on a cluster: what it recommends and measures.
 
     One trial at a time where the method learns from the order of results.
     """
@@ -183,17 +190,17 @@ def run_compare(address: str | None, storage: Path) -> dict[str, Any]:
     from tune_ext.benchmark.study import Study, TaskSpec
 
     started, found, trials = time.monotonic(), [], 0
-    for workers, methods in ((4, ("exptest",)), (1, ("random", "our-bohb"))):
+    for workers, method in ((4, "exptest"), (1, "our-bohb")):
         study = Study(
             title="nodes",
-            tasks=(TaskSpec("diabetes", {"epochs": 9}),),
-            methods=methods,
+            tasks=(TaskSpec("diabetes", {"epochs": 3}),),
+            methods=(method,),
             seeds=(0,),
-            budget=45,
-            final_seeds=2,
+            budget=12,
+            final_seeds=1,
             workers=workers,
         )
-        place = Place() if address is None else Place(address, str(storage / "trials"))
+        place = Place(address, str(storage / "trials"), gpus_per_trial=GPU)
         with tempfile.TemporaryDirectory() as out:
             records = run_study(study, RecordStore(out), _Quiet(), place=place)
         for record in records:
@@ -227,22 +234,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     names = [n for n in [*CASES, "tune-ext compare"] if given.only in n]
-    runs: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for nodes in given.nodes:
-        with cluster_of(nodes) as address, tempfile.TemporaryDirectory() as scratch:
-            for name in names:
-                if name in CASES:
-                    found = run_case(name, Path(scratch))
-                else:
-                    found = run_compare(address, Path(scratch))
-                runs[name][str(nodes)] = found
-                print(f"{nodes} nodes, {name}: {found['trials']} trials, {found['seconds']} s")
-    if "tune-ext compare" in runs:
-        runs["tune-ext compare"]["0"] = run_compare(None, Path())
     given.out.mkdir(parents=True, exist_ok=True)
-    document = {"conditions": conditions(), "runs": runs}
-    text = json.dumps(document, indent=1) + "\n"
-    (given.out / "nodes.json").write_text(text, encoding="utf-8")
+    path = given.out / "nodes.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    runs = found.get("runs", {}) if found.get("conditions") == conditions() else {}
+    for nodes in given.nodes:
+        left = [name for name in names if str(nodes) not in runs.get(name, {})]
+        if not left:
+            continue
+        with cluster_of(nodes) as address, tempfile.TemporaryDirectory() as scratch:
+            for name in left:
+                if name in CASES:
+                    run = run_case(name, Path(scratch))
+                else:
+                    run = run_compare(address, Path(scratch))
+                runs.setdefault(name, {})[str(nodes)] = run
+                text = json.dumps({"conditions": conditions(), "runs": runs}, indent=1)
+                path.write_text(text + "\n", encoding="utf-8")
+                print(f"{nodes} nodes, {name}: {run['trials']} trials, {run['seconds']} s")
     (given.out / "nodes.md").write_text(table(runs), encoding="utf-8")
     print(table(runs))
     sys.exit(not all(compared(list(of.values())) for of in runs.values()))
@@ -250,15 +259,15 @@ def main() -> None:
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """Method × nodes, in Markdown."""
-    nodes = sorted({n for of in runs.values() for n in of if n != "0"}, key=int)
+    nodes = sorted({n for of in runs.values() for n in of}, key=int)
     heads = [f"trials on {n} node{'s' if n != '1' else ''}" for n in nodes]
     lines = [
         f"| method | {' | '.join(heads)} | compared | equal | at most on a GPU |",
         "|---" * (len(nodes) + 4) + "|",
     ]
     for name, of in runs.items():
-        cells = [_cell(of[n]) for n in nodes]
-        what = "every trial" if of[nodes[0]]["sequence"] else "the answer"
+        cells = [_cell(of[n]) if n in of else "" for n in nodes]
+        what = "every trial" if next(iter(of.values()))["sequence"] else "the answer"
         same = "yes" if compared(list(of.values())) else "**no**"
         most = max(run["most of a device"] for run in of.values())
         lines.append(f"| {name} | {' | '.join(cells)} | {what} | {same} | {most:g} |")
@@ -283,7 +292,6 @@ def conditions() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "workers": WORKERS,
         "seed": 0,
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 
 
