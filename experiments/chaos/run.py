@@ -1,11 +1,13 @@
 """Faults of every kind, injected into ours and into Ray's: what survives, what is lost.
 
     python experiments/chaos/run.py [--short] [--only WORD …] [--out DIR] [--seed N]
+        [--patience TIMES]
 
 Every case runs in a process of its own, which is stopped with all that it has started when its
-time is over: a hang is a result. A line in DIR/chaos.jsonl says what came of a case; one that is
-there, from the same versions and the same sources, is not run again. Writes DIR/chaos.md and
-DIR/chaos.json, the newest of every case. The end is 1 if something of ours did not survive.
+time is over: a hang is a result. On a busy machine, be patient: `--patience 5`. A line in
+DIR/chaos.jsonl says what came of a case; one that is there, from the same versions and the same
+sources, is not run again. Writes DIR/chaos.md and DIR/chaos.json, the newest of every case. The
+end is 1 if something of ours did not survive.
 """
 
 from __future__ import annotations
@@ -232,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="in a case's name")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience", type=float, default=1.0, help="so many times as long")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cases = load()
@@ -239,7 +242,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_one(cases[options.one], options.seed, options.out)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and what it has started is ended
-    run_all(chosen(cases, options.short, options.only), options.seed, options.out)
+    those = [
+        replace(case, seconds=case.seconds * options.patience)
+        for case in chosen(cases, options.short, options.only)
+    ]
+    run_all(those, options.seed, options.out)
     entries = write(options.out, cases)
     print(f"\n{summary(entries)}\n\nThe table: {options.out / 'chaos.md'}")
     outcomes = [Outcome(**o) for entry in entries for o in entry["outcomes"]]
