@@ -74,12 +74,13 @@ def hurt_and_read(
         ends[_end(read, expected)] += 1
     path.write_bytes(whole)
     ended: Ended = "crashed" if ends["crashed"] else "clear error"
+    theirs = system.startswith("ray")  # an error of any kind is an answer
     told = [f"{ends[key]} {words}" for key, words in _WORDS.items() if ends[key]]
     return Outcome(
         name,
         system,
         injected=len(ways),
-        survived=ends["told"] + ends["same"],
+        survived=ends["told"] + ends["same"] + (ends["crashed"] if theirs else 0),
         same_answer=not ends["another"],
         ended=ended if len(ways) - ends["same"] else "finished",
         note=", ".join(told),
