@@ -47,8 +47,8 @@ def node_dies(directory: Path, seed: int) -> Iterator[Outcome]:
     ray.init(address=cluster.address, log_to_driver=False)
     nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
     try:
-        for system in (*OURS, RAYS[0], RAYS[1]):
-            deaths = Deaths(cluster, nodes, (5, 11))
+        for system in (*OURS, RAYS[0]):
+            deaths = Deaths(cluster, nodes, (4, 9))
             nodes = deaths.nodes
             home = directory / system.name.replace(" ", "-")
             yield drive(

@@ -27,7 +27,7 @@ def _start() -> None:
 )
 def killed(directory: Path, seed: int) -> Iterator[Outcome]:
     _start()
-    for system in (*OURS, *RAYS):
+    for system in (*OURS, RAYS[0]):
         yield drive("killed", system, directory / system.name.replace(" ", "-"), KILLS)
 
 

@@ -27,6 +27,7 @@ from tune_ext.raytune import AutoHyperScheduler, AutoHyperSearch, BOHBSearch, Hy
 
 R = 9
 TRIALS = 9
+PROBES = 5
 MINIMUM: dict[str, Any] = {"metric": "loss", "mode": "min"}
 
 
@@ -35,7 +36,8 @@ def claim(config: dict[str, Any], epoch: int, point: str) -> bool:
     if [epoch, point] not in config["plan"]:
         return False
     try:
-        Path(config["home"], f"claimed {epoch} {point}").touch(exist_ok=False)
+        with Path(config["home"], f"claimed {epoch} {point}").open("x") as file:
+            file.write(name_of(config))
     except FileExistsError:
         return False
     return True
@@ -153,7 +155,7 @@ def _hyperband() -> dict[str, Any]:
 
 def _autohyper() -> dict[str, Any]:
     return {
-        "search_alg": AutoHyperSearch(probe_epochs=3, max_probes=9),
+        "search_alg": AutoHyperSearch(probe_epochs=3, max_probes=PROBES),
         "scheduler": AutoHyperScheduler(probe_epochs=3, max_t=6),
         "config": {"lr": tune.loguniform(1e-6, 1.0)},
         "num_samples": -1,
@@ -181,7 +183,7 @@ RAYS = (
 def expected(system: System) -> Any:
     """The answer without a fault."""
     if system.answer is chosen:
-        return answer(max_probes=9)
+        return answer(max_probes=PROBES)
     return min(XS, key=lambda x: abs(x - 0.3))
 
 
@@ -219,8 +221,9 @@ def drive(
     except Exception as crash:  # whatever a system under test raises is its result
         ended, error = "crashed", f"{type(crash).__name__}: {str(crash).splitlines()[-1][:100]}"
     found = system.answer(given, trials) if trials else None
-    faults = len(list(home.glob("claimed *"))) + (injected() if injected else 0)
-    lost, repeated = _accounts(home, trials)
+    deaths = injected() if injected else 0
+    faults = len(list(home.glob("claimed *"))) + deaths
+    lost, repeated = _accounts(home, trials, deaths)
     unfinished = sum(t.status != "TERMINATED" for t in trials)
     same = found == expected(system)
     well = same and ended == "finished" and not (lost or repeated or unfinished)
@@ -240,23 +243,22 @@ def drive(
     )
 
 
-def _accounts(home: Path, trials: Sequence[Any]) -> tuple[int, int]:
+def _accounts(home: Path, trials: Sequence[Any], deaths: int) -> tuple[int, int]:
     """Trials whose last report is not known, and trials that trained an epoch for nothing.
 
-    An epoch that had been reported is trained again at most once a fault: its process ended before
-    Ray had its checkpoint.
+    An epoch may be trained again once for every fault that hit it, or any of `deaths`.
     """
     lines = [json.loads(line) for line in (home / "notes.jsonl").read_text().splitlines()]
     reported: dict[str, int] = {}
-    begun = Counter[tuple[str, int]]()
+    begun, allowed = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     for name, epoch, what in lines:
         if what == "reported":
             reported[name] = max(reported.get(name, 0), epoch)
         else:
             begun[name, epoch] += 1
+    for path in home.glob("claimed *"):
+        allowed[path.read_text(), int(path.name.split()[1])] += 1
     known = {name_of(t.config): (t.last_result or {}).get("training_iteration", 0) for t in trials}
-    lost = sum(known.get(name, 0) < epoch - 1 for name, epoch in reported.items())
-    again = {name for (name, _), times in begun.items() if times > 2}
-    restarted = {name for name, epoch in begun if epoch == 1 and begun[name, 1] > 1}
-    far = {name for name in restarted if begun[name, 2] > 1 and begun[name, 3] > 1}
-    return lost, len(again | far)
+    lost = sum(known.get(name, 0) < epoch for name, epoch in reported.items())
+    again = {name for (name, e), times in begun.items() if times > 1 + allowed[name, e] + deaths}
+    return lost, len(again)
