@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -152,7 +153,7 @@ def _open(path: Path, origin: bytes, verify: bool) -> NDArray[Any] | None:
                 if _digest_of(file, start, length) != digest:
                     return None
                 _verified[path] = known
-    except (OSError, ValueError):  # not there, not to be read, or no such file at all
+    except Exception:  # not there; or numpy parses its header as Python, which raises anything
         return None
     return _map(path)
 
@@ -162,9 +163,9 @@ def _layout(file: BinaryIO) -> tuple[int, int]:
     if npy.read_magic(file) != (1, 0):
         raise ValueError("another version of the format")
     shape, fortran, dtype = npy.read_array_header_1_0(file)
-    if fortran or dtype.hasobject:
+    if fortran or dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("another layout")
-    return file.tell(), int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return file.tell(), math.prod(shape) * dtype.itemsize
 
 
 def _map(path: Path) -> NDArray[Any]:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_ext._text import one_line, visible
 from tune_ext._checks import check_folder
+from tune_ext._text import one_line, visible
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark._directory import check_directory
 from tune_ext.benchmark._preflight import check_place
@@ -169,13 +169,14 @@ def _compare(options: argparse.Namespace) -> int:
         storage.check()  # a cluster's was used by all nodes just now
     mirror = None if storage is None else Mirror(out, storage)
     signal.signal(signal.SIGTERM, _interrupt)
-    with make_observer() as observer:
-        run_study(study, store, observer, jobs=jobs, place=place, mirror=mirror)
-    _print_report(store)
-    if mirror is not None and trials is not None:
-        mirror.finish()
-        with contextlib.suppress(OSError):  # what is left there costs room, no more
-            trials.remove()
+    with contextlib.nullcontext() if mirror is None else mirror.held():
+        with make_observer() as observer:
+            run_study(study, store, observer, jobs=jobs, place=place, mirror=mirror)
+        _print_report(store)
+        if mirror is not None and trials is not None:
+            mirror.finish()
+            with contextlib.suppress(OSError):  # what is left there costs room, no more
+                trials.remove()
     return 0
 
 

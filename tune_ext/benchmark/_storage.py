@@ -11,9 +11,11 @@ import contextlib
 import functools
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tune_ext.benchmark._lease import Lease
 from tune_ext.errors import InvalidValueError, StateError
 
 __all__ = ["Mirror", "Storage"]
@@ -175,6 +177,30 @@ class Mirror:
         self._starts: list[int] = []  # the bytes at which the whole and the parts there begin
         self._end = 0  # bytes of the records there
         self._tail = b""  # the last of these
+        self._lease, self._holders = Lease(storage), 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs away from the storage; may be asked for again inside.
+
+        Raises:
+            StateError: Another run uses it.
+        """
+        if not self._holders:
+            with contextlib.suppress(OSError):  # `renew` tries again; nobody writes there now
+                self._lease.take()
+        self._holders += 1
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                self._lease.release()
+
+    def renew(self) -> None:
+        """Say now and then that this run is there; StateError if another has taken over."""
+        if self._holders:
+            self._lease.renew()
 
     def fetch(self, *names: str) -> None:
         """Take over what is there and not here; `names`, or else study.json and the records.

@@ -291,7 +291,10 @@ class RecordStore:
             StateError: There is none, or it is not one of ours.
         """
         try:
-            data = loads(unseal(self.study_path.read_text(encoding="utf-8")))
+            text = self.study_path.read_text(encoding="utf-8")
+            data = loads(unseal(text))
+            if isinstance(data, dict):
+                _check_sealed(text, data)
         except FileNotFoundError:
             raise StateError(
                 f"{self.directory} is not the directory of a comparison: it has no study.json"
@@ -432,10 +435,14 @@ class RecordStore:
 def _opened(line: str) -> dict[str, Any]:
     """What a line holds; StateError for one that is damaged."""
     data = parse(unseal(line))
-    version = data.get("version")
-    if isinstance(version, int) and version >= _SEALED and not is_sealed(line):
-        raise StateError("it ends without a checksum")
+    _check_sealed(line, data)
     return data
+
+
+def _check_sealed(text: str, data: Mapping[str, Any]) -> None:
+    version = data.get("version")
+    if isinstance(version, int) and version >= _SEALED and not is_sealed(text):
+        raise StateError("it ends without a checksum")
 
 
 def _provenance_of(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ goes on: a search that was ended still has its best trial so far evaluated.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -245,7 +246,7 @@ def run_study(
     """
     check_count("jobs", jobs, 1, 10_000)
     runnable, unavailable = split_available(study)
-    with store.locked():
+    with store.locked(), contextlib.nullcontext() if mirror is None else mirror.held():
         if mirror is not None:
             mirror.fetch()
         finished = {r.key: r for r in store.open(study, unavailable)}
@@ -307,6 +308,7 @@ def _work(
                 if not saver.take(run.record()):
                     waiting.appendleft(run.cell)
         if mirror is not None:
+            mirror.renew()
             mirror.put()
         observer.tick([job.run for job in running if job.run is not None])
 
