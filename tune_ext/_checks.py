@@ -6,16 +6,20 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = [
     "LARGEST_COUNT",
+    "LARGEST_LAYER",
+    "MOST_LAYERS",
     "as_number",
+    "as_numbers",
     "check_choice",
     "check_count",
     "check_device",
@@ -30,6 +34,12 @@ __all__ = [
 LARGEST_COUNT = 2**53
 """The largest whole number below which every one is a float as well."""
 
+LARGEST_LAYER = 2**24
+"""Channels, features or classes: no memory holds a layer that is wider."""
+
+MOST_LAYERS = 10_000
+"""Blocks, branches, nodes: a network of more is never built."""
+
 
 def as_number(name: str, value: object) -> float:
     """`value` as a float; an error that names it if it is not a number."""
@@ -42,6 +52,14 @@ def as_number(name: str, value: object) -> float:
     if math.isnan(number):
         raise InvalidValueError(f"{name} must be a number, got {value!r}")
     return number
+
+
+def as_numbers(name: str, values: object) -> NDArray[np.float64]:
+    """`values` as an array of numbers of any shape, None as NaN; an error that names them."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidTypeError(f"{name} must be numbers, got {values!r}: {error}") from None
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -73,14 +91,15 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_list(name: str, value: object, of: str = "values") -> list[Any]:
-    """The items of a list or tuple; an error that names it for anything else.
+    """The items of a list or the like; an error that names it for what has no items in order.
 
     Args:
         name: Of the argument.
         value: It.
         of: What it is to hold, in words.
     """
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+    other = isinstance(value, str | bytes | Mapping | set | frozenset)
+    if other or not isinstance(value, Collection) or getattr(value, "ndim", 1) == 0:
         raise InvalidTypeError(f"{name} must be a list of {of}, got {value!r}")
     return list(value)
 

@@ -149,6 +149,8 @@ def find_lr(
     count = check_count("steps", steps, 3) * accumulate
     if clip_norm is not None:
         check_positive("clip_norm", clip_norm, below=math.inf)
+    if device is not None:
+        device = _device(device)
     modules = [m for m in (model, loss_fn) if isinstance(m, nn.Module)]
     with Workbench(modules, optimizer, optimizer_kwargs or {}, loader) as bench:
         batches = _draw(loader, count)
@@ -163,7 +165,7 @@ def find_lr(
             model=model,
             forward=forward or supervised(loss_fn),  # type: ignore[arg-type]  # callable, see above
             batches=batches,
-            device=bench.device if device is None else torch.device(device),
+            device=bench.device if device is None else device,
             move=move,
             accumulate=accumulate,
             autocast=autocast,
@@ -263,6 +265,13 @@ def _train(
         losses.append(math.nan)
         test.update(math.nan)
     return LadderRung(rung.index, rung.lr, tuple(losses), test.result())
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (TypeError, RuntimeError) as error:
+        raise InvalidValueError(f"device {device!r} is none that torch knows: {error}") from None
 
 
 def _draw(loader: Iterable[Any], count: int) -> list[Any]:

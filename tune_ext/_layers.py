@@ -15,6 +15,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
 
+from tune_ext._checks import check_flag
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["current_weight", "find_layers", "is_transposed", "plain_name", "unwrapped"]
@@ -36,6 +37,7 @@ def find_layers(model: nn.Module, linear: bool) -> dict[str, nn.Module]:
         InvalidTypeError: A weight is not of real floating-point numbers.
         InvalidValueError: There is no such layer, or one has no usable weight yet.
     """
+    check_flag("linear", linear)
     layers: dict[str, nn.Module] = {}
     seen: set[frozenset[int]] = set()
     others = 0

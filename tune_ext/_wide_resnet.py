@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tune_ext._checks import as_number, check_choice, check_count, check_positive
+from tune_ext._checks import (
+    LARGEST_LAYER,
+    MOST_LAYERS,
+    as_number,
+    check_choice,
+    check_count,
+    check_positive,
+)
 from tune_ext._on_meta import built_on_meta
 from tune_ext._shake import COEFFICIENTS, Coefficients, ShakeDrop, ShakeShake, check_death_rate
 from tune_ext.errors import InvalidTypeError, InvalidValueError
@@ -117,15 +124,16 @@ class PreActResNet(nn.Module):
         coefficients: Coefficients = "uniform",
     ) -> None:
         super().__init__()
-        channels, classes = check_count("channels", channels), check_count("classes", classes)
-        counts = [check_count("blocks", count) for count in _three("blocks", blocks)]
+        channels = check_count("channels", channels, 1, LARGEST_LAYER)
+        classes = check_count("classes", classes, 1, LARGEST_LAYER)
+        counts = [check_count("blocks", count, 1, MOST_LAYERS) for count in _three("blocks", blocks)]
         factors = [
-            check_positive("widen", factor, below=float("inf")) for factor in _three("widen", widen)
+            check_positive("widen", factor, below=LARGEST_LAYER) for factor in _three("widen", widen)
         ]
-        several = [check_count("branches", count) for count in _three("branches", branches)]
+        several = [check_count("branches", count, 1, MOST_LAYERS) for count in _three("branches", branches)]
         death_rate = check_death_rate(death_rate)
         check_choice("coefficients", coefficients, COEFFICIENTS)
-        inputs = check_count("filters", filters)
+        inputs = check_count("filters", filters, 1, LARGEST_LAYER)
         self.stem = nn.Conv2d(channels, inputs, 3, padding=1, bias=False)
         self.groups = nn.Sequential()
         depth = 0
@@ -177,7 +185,7 @@ def wide_resnet(depth: int, width: float, channels: int = 3, classes: int = 10) 
     >>> count_parameters(lambda: wide_resnet(28, 10))
     36479194
     """
-    depth = check_count("depth", depth, least=10)
+    depth = check_count("depth", depth, 10, MOST_LAYERS)
     if depth % 6 != 4:
         raise InvalidValueError(f"depth must be 6n + 4, as 16, 28 or 40, got {depth}")
     blocks = [(depth - 4) // 6] * _GROUPS

@@ -179,7 +179,7 @@ class BOHB:
         given = least if min_points is None else check_count("min_points", min_points)
         self._min_points = max(least, given)
         self._top = check_positive("top", top, below=1)
-        self._samples = check_count("samples", samples)
+        self._samples = check_count("samples", samples, 1, 10**7)
         self._random_fraction = as_number("random_fraction", random_fraction)
         if not 0 <= self._random_fraction <= 1:
             raise InvalidValueError(f"random_fraction must be in [0, 1], got {random_fraction}")

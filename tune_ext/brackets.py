@@ -27,7 +27,7 @@ from typing import Any
 from tune_ext._bracket_level import Level
 from tune_ext._bracket_rules import Decision, Rules
 from tune_ext._bracket_table import CLOSE, Rung, bracket_table
-from tune_ext._checks import as_number, check_state
+from tune_ext._checks import as_number, check_flag, check_list, check_state
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = ["Brackets", "Decision", "Rung", "bracket_table"]
@@ -80,14 +80,15 @@ class Brackets(Rules):
         *,
         asynchronous: bool = False,
     ) -> None:
-        if not table or not all(table):
+        brackets = [check_list("a bracket", one, "rungs") for one in check_list("table", table)]
+        if not brackets or not all(brackets):
             raise InvalidValueError(f"table must have brackets, and these rungs, got {table!r}")
         if not all(isinstance(rung, Rung) for bracket in table for rung in bracket):
             raise InvalidTypeError(f"table must come from bracket_table, got {table!r}")
         eta = as_number("reduction_factor", reduction_factor)
         if not eta > 1:
             raise InvalidValueError(f"reduction_factor must be above 1, got {eta}")
-        super().__init__(table, eta, bool(asynchronous))
+        super().__init__(table, eta, check_flag("asynchronous", asynchronous))
 
     # --- events
 

@@ -40,7 +40,7 @@ from ConfigSpace.hyperparameters import (
 from ConfigSpace.types import NotSet
 from numpy.typing import NDArray
 
-from tune_ext._checks import check_choice, check_count
+from tune_ext._checks import as_numbers, check_choice, check_count, check_list
 from tune_ext.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
 
 __all__ = ["Effect", "Importance", "from_result_grid", "importance", "read_result_grid"]
@@ -180,7 +180,7 @@ def importance(
     >>> list(found.main), round(found.main["x"].mean, 1)
     (['x', 'y'], 0.9)
     """
-    check_count("n_trees", n_trees)
+    check_count("n_trees", n_trees, 1, 100_000)
     check_count("seed", seed, least=0)
     check_choice("mode", mode, ("min", "max"))
     dimensions = _dimensions(space)
@@ -367,7 +367,12 @@ def _objective(
 ) -> tuple[list[Mapping[str, Any]], Array, int]:
     """The configurations to learn from, their values, and how many values were not finite."""
     check_choice("failed", failed, ("worst", "drop"))
-    y = np.array([math.nan if v is None else v for v in values], dtype=np.float64)
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InvalidTypeError(f"values must be numbers, got {values!r}")
+    y = as_numbers("values", list(values))
+    if y.ndim != 1:
+        raise InvalidValueError(f"values must be one number a configuration, got shape {y.shape}")
+    configs = check_list("configs", configs, "configurations")
     if len(y) != len(configs):
         raise InvalidValueError(f"there are {len(configs)} configs, but {len(y)} values")
     finite = np.isfinite(y)

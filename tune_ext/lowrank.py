@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from tune_ext._evbmf import Factorization, Threshold, check_threshold
 from tune_ext._layers import current_weight, find_layers, is_transposed
 from tune_ext._spectra import Unfolding, factorize_all, ladder, unfold
+from tune_ext._checks import check_count, check_flag
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = ["Factorization", "KnowledgeGain", "ResponseMeter", "evbmf", "knowledge_gain"]
@@ -154,7 +155,8 @@ def knowledge_gain(
         raise InvalidValueError(
             f"weight must have two dimensions or more and entries, got shape {tuple(tensor.shape)}"
         )
-    if groups < 1 or tensor.shape[0] % groups:
+    check_flag("transposed", transposed)
+    if tensor.shape[0] % check_count("groups", groups):
         raise InvalidValueError(
             f"groups must divide the first dimension of weight, {tensor.shape[0]}, got {groups!r}"
         )

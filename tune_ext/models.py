@@ -30,7 +30,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
-from tune_ext._checks import check_choice, check_count
+from tune_ext._checks import LARGEST_LAYER, MOST_LAYERS, check_choice, check_count
 from tune_ext._dags import alive, parse_cell, parse_dag
 from tune_ext._growth_network import growth_network
 from tune_ext._random import check_seed
@@ -147,8 +147,9 @@ class DagMLP(nn.Module):
     ) -> None:
         super().__init__()
         groups = parse_dag(dag)
-        inputs, classes = check_count("inputs", inputs), check_count("classes", classes)
-        width = check_count("width", width)
+        inputs = check_count("inputs", inputs, 1, LARGEST_LAYER)
+        classes = check_count("classes", classes, 1, LARGEST_LAYER)
+        width = check_count("width", width, 1, LARGEST_LAYER)
         check_choice("activation", activation, _ACTIVATIONS)
         _check_switch("norm", norm)
         _check_switch("bias", bias)
@@ -210,9 +211,11 @@ class DagCNN(nn.Module):
     ) -> None:
         super().__init__()
         groups = parse_dag(dag)
-        channels, classes = check_count("channels", channels), check_count("classes", classes)
-        width, kernel_size = check_count("width", width), check_count("kernel_size", kernel_size)
-        stride = check_count("stride", stride)
+        channels = check_count("channels", channels, 1, LARGEST_LAYER)
+        classes = check_count("classes", classes, 1, LARGEST_LAYER)
+        width = check_count("width", width, 1, LARGEST_LAYER)
+        kernel_size = check_count("kernel_size", kernel_size, 1, MOST_LAYERS)
+        stride = check_count("stride", stride, 1, LARGEST_LAYER)
         check_choice("activation", activation, _ACTIVATIONS)
         _check_switch("norm", norm)
         _check_switch("bias", bias)
@@ -301,8 +304,10 @@ class CellNetwork(nn.Module):
     ) -> None:
         super().__init__()
         nodes = parse_cell(cell)
-        channels, classes = check_count("channels", channels), check_count("classes", classes)
-        width, cells = check_count("width", width), check_count("cells", cells)
+        channels = check_count("channels", channels, 1, LARGEST_LAYER)
+        classes = check_count("classes", classes, 1, LARGEST_LAYER)
+        width = check_count("width", width, 1, LARGEST_LAYER)
+        cells = check_count("cells", cells, 1, MOST_LAYERS)
         self.cell = cell
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
@@ -341,7 +346,8 @@ def random_dags(nodes: int, count: int, seed: int | None = None) -> list[str]:
     >>> random_dags(nodes=4, count=2, seed=0) == random_dags(nodes=4, count=2, seed=0)
     True
     """
-    nodes, count = check_count("nodes", nodes, least=2), check_count("count", count)
+    nodes = check_count("nodes", nodes, 2, MOST_LAYERS)
+    count = check_count("count", count, 1, LARGEST_LAYER)
     rng = np.random.default_rng(check_seed(seed))
     edges = nodes * (nodes - 1) // 2
     found: dict[str, None] = {}

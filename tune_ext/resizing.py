@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tune_ext import _array_files
-from tune_ext._checks import check_count
+from tune_ext._checks import LARGEST_LAYER, check_count
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["CACHE_VARIABLE", "fingerprint_of_files", "memory_use", "resize", "resized"]
@@ -111,6 +111,7 @@ def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         images: See `resized`.
         size: The new height and width.
     """
+    images, size = _checked(images), check_count("size", size, 1, LARGEST_LAYER)
     if images.shape[-2:] == (size, size):
         return images
     import torch

@@ -22,7 +22,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tune_ext._checks import as_number, check_count
+from tune_ext._checks import as_number, as_numbers, check_count, check_list
 from tune_ext.errors import InvalidValueError
 
 __all__ = [
@@ -48,7 +48,7 @@ class Interval(NamedTuple):
 
 def _runs(values: Runs) -> NDArray[np.float64]:
     """One task's runs, with what failed as +inf."""
-    runs = np.asarray(values, dtype=np.float64)  # None becomes NaN
+    runs = as_numbers("the runs of one task", values)  # None becomes NaN
     if runs.ndim != 1:
         raise InvalidValueError(f"the runs of one task must be a list, got shape {runs.shape}")
     return np.where(np.isnan(runs), np.inf, runs)
@@ -99,7 +99,9 @@ def bootstrap_iqm(
     Interval(value=2.5, low=2.0, high=3.0)
     """
     low, high = _tails(resamples, level)
-    runs = [group for values in groups if len(group := _runs(values))]
+    seed = check_count("seed", seed, 0)
+    tasks = check_list("groups", groups, "the runs of each task")
+    runs = [group for values in tasks if len(group := _runs(values))]
     if not runs:
         return Interval(math.nan, math.nan, math.nan)
     value = interquartile_mean(np.concatenate(runs))
@@ -111,7 +113,7 @@ def bootstrap_iqm(
 
 
 def _tails(resamples: int, level: float) -> tuple[float, float]:
-    check_count("resamples", resamples)
+    check_count("resamples", resamples, 1, 10**7)
     if not 0 < as_number("level", level) < 1:
         raise InvalidValueError(f"level must be between 0 and 1, got {level!r}")
     return (1 - level) / 2, (1 + level) / 2

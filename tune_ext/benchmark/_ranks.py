@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tune_ext._checks import as_number
+from tune_ext._checks import as_number, as_numbers, check_list
 from tune_ext.errors import InvalidValueError
 
 __all__ = [
@@ -115,15 +115,18 @@ def average_ranks(scores: ArrayLike) -> NDArray[np.float64]:
 
 def _table(scores: ArrayLike, methods: Sequence[str] | None = None) -> NDArray[np.float64]:
     """The scores with what is missing as +inf."""
-    table = np.asarray(scores, dtype=np.float64)
+    table = as_numbers("scores", scores)
     if table.ndim != 2 or table.size == 0:
         raise InvalidValueError(
             f"scores must have one row a task and one column a method, got shape {table.shape}"
         )
-    if methods is not None and (len(methods), len(set(methods))) != (table.shape[1],) * 2:
+    if methods is None:
+        return np.where(np.isnan(table), np.inf, table)
+    names = [str(name) for name in check_list("methods", methods, "names")]
+    if (len(names), len(set(names))) != (table.shape[1],) * 2:
         raise InvalidValueError(
             f"methods must name the {table.shape[1]} columns of the scores, each by another "
-            f"name, got {list(methods)!r}"
+            f"name, got {names!r}"
         )
     return np.where(np.isnan(table), np.inf, table)
 

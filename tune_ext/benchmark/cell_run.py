@@ -10,12 +10,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from tune_ext._checks import as_number
 from tune_ext.benchmark.history import History, anytime, best_trial
 from tune_ext.benchmark.methods import METHODS
 from tune_ext.benchmark.provenance import provenance
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.study import Cell, Study
-from tune_ext.errors import InvalidValueError
+from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["NO_RESULT", "CellRun", "Phase", "Place"]
 
@@ -53,13 +54,16 @@ class Place:
             raise InvalidValueError(
                 "a cluster needs a storage: give --storage, a path that every node reaches"
             )
+        for name in ("address", "storage"):
+            if not isinstance(getattr(self, name), str | None):
+                raise InvalidTypeError(f"{name} must be text, got {getattr(self, name)!r}")
         if self.address is not None and self.address.strip() in ("", "local"):
             raise InvalidValueError(
                 f"{self.address!r} is no address of a Ray cluster that runs: give auto, or "
                 "HOST:PORT of its head; or none for a Ray on this machine"
             )
         for name, least in (("cpus_per_trial", 0.0), ("gpus_per_trial", 0.0)):
-            value = getattr(self, name)
+            value = as_number(name, getattr(self, name))
             if not (math.isfinite(value) and value >= least):
                 raise InvalidValueError(f"{name} must not be negative, got {value!r}")
         if self.gpus_per_trial > 1 and self.gpus_per_trial != int(self.gpus_per_trial):

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tune_ext._checks import check_list
 from tune_ext._random import derive_seed
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark.tasks import Task
@@ -63,6 +64,12 @@ class TaskSpec:
     methods: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InvalidTypeError(f"name of a task must be text, got {self.name!r}")
+        if not isinstance(self.label, str):
+            raise InvalidTypeError(f"label of {self.name!r} must be text, got {self.label!r}")
+        if not isinstance(self.options, Mapping):
+            raise InvalidTypeError(f"options of {self.name!r} must map names, got {self.options!r}")
         if not self.label:
             object.__setattr__(self, "label", self.name)
         if self.methods is not None:
@@ -207,14 +214,19 @@ class Study:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        _check_names("tasks", [t.label for t in self.tasks])
+        tasks = check_list("tasks", self.tasks, "TaskSpec")
+        for task in tasks:
+            if not isinstance(task, TaskSpec):
+                raise InvalidTypeError(f"tasks must hold TaskSpec, got {task!r}")
+        _check_names("tasks", [task.label for task in tasks])
         _check_names("methods", self.methods)
         _check_names("seeds", self.seeds)
+        parse_seeds(self.seeds)
         for name in ("budget", "final_seeds", "workers"):
             _check_number(name, getattr(self, name), whole=True)
         for name in ("stall_seconds", "cell_seconds"):
             _check_number(name, getattr(self, name), whole=False)
-        if self.unit not in UNITS:
+        if not isinstance(self.unit, str) or self.unit not in UNITS:
             fix = suggest(self.unit, UNITS)
             raise InvalidValueError(
                 f"unit must be one of {', '.join(UNITS)}, got {self.unit!r}{fix}"
@@ -290,8 +302,8 @@ def _check_number(name: str, value: object, *, whole: bool) -> None:
         raise InvalidValueError(f"{name} must be at most {LARGEST}, got a larger number")
 
 
-def _check_names(what: str, values: Iterable[object]) -> None:
-    values = list(values)
+def _check_names(what: str, values: object) -> None:
+    values = check_list(what, values, "names")
     if not values:
         raise InvalidValueError(f"{what} must not be empty")
     twice = {str(v) for v in values if values.count(v) > 1}
