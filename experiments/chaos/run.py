@@ -189,9 +189,13 @@ def write(out: Path, cases: dict[str, Case]) -> list[dict[str, Any]]:
 
 
 def chosen(cases: dict[str, Case], short: bool, only: Sequence[str]) -> list[Case]:
-    """The short ones, or those with a word in their names; all without either."""
+    """The short ones, or those with a word in their names; all without either.
+
+    The whole name of a case is that case and no other.
+    """
     found = [c for c in cases.values() if c.short or not short]
-    return [c for c in found if not only or any(word in c.name for word in only)]
+    parts = [word for word in only if word not in cases]
+    return [c for c in found if not only or c.name in only or any(w in c.name for w in parts)]
 
 
 def is_known(entries: list[dict[str, Any]], case: Case, seed: int) -> bool:
