@@ -314,8 +314,25 @@ def test_a_forbidden_suggestion_is_told_as_failed_and_asked_again() -> None:
     assert heard(spies.made[0], "complete")[1][0] == "t-1"
 
 
-def test_a_searcher_that_saves_nothing_is_made_again_and_told_again(tmp_path: Path) -> None:
+def test_a_searcher_without_a_state_in_json_is_asked_and_told_the_same_again(
+    tmp_path: Path,
+) -> None:
     before, after = Spies(), Spies()
+    search, other = grown(before), grown(after, space=None)
+    play(search, valley, trials=5)
+    running = search.suggest("running")
+    search.on_pause("running")
+    search.save(str(tmp_path / "state"))
+    other.restore(str(tmp_path / "state"))
+    old, new = before.made[-1], after.made[-1]
+    assert json.loads(json.dumps(old.calls)) == json.loads(json.dumps(new.calls))
+    assert old.asked == new.asked == 6
+    other.on_trial_complete("running", {"loss": valley(running)})
+    assert heard(new, "complete")[-1][0] == "running"
+
+
+def test_a_searcher_that_answers_otherwise_is_made_again_and_told_again(tmp_path: Path) -> None:
+    before, after = Spies(), Spies(lambda spy: {"lr": 0.5 / spy.asked, "batch": 32})
     search, other = grown(before), grown(after, space=None)
     play(search, valley, trials=5)
     search.save(str(tmp_path / "state"))

@@ -93,7 +93,7 @@ class Scripted(Searcher):
         Path(checkpoint_path).write_text(json.dumps(self.configs))
 
     def restore(self, checkpoint_path: str) -> None:
-        self.configs = json.loads(Path(checkpoint_path).read_text())
+        self.configs = list(json.loads(Path(checkpoint_path).read_text())[:])
 
 
 class Counted:
@@ -107,6 +107,13 @@ class Counted:
         return self.made[-1]
 
 
+class Trusting(ArchitectureScaledSearch):
+    """The searchers of Ray's save pickles."""
+
+    def restore(self, checkpoint_path: str, *, trusted: bool = True) -> None:
+        super().restore(checkpoint_path, trusted=trusted)
+
+
 class _Scaled(SearcherConformance):
     space: Mapping[str, Any] = SPACE
     names: tuple[str, ...] = ("lr", "depth")
@@ -116,7 +123,7 @@ class _Scaled(SearcherConformance):
         raise NotImplementedError
 
     def make(self, **options: Any) -> Any:
-        return scaled(self.wrap(**options), base={"depth": 1})
+        return Trusting(self.wrap(**options), network, INPUT, base={"depth": 1})
 
     def test_suggestions_are_legal_and_plain(self) -> None:
         """The base rate lies in the domain; the rate is the factor times that."""
@@ -620,7 +627,9 @@ def damage(state: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:
         (["version"], 99, "has version 99"),
         (["kind"], "OptunaSearch", "is not the state of a ArchitectureScaledSearch"),
         (["searcher"], "%", "is damaged"),
-        (["searcher"], base64.b64encode(b"nothing").decode(), "is not one of a Scripted"),
+        (["searcher"], base64.b64encode(b"nothing").decode(), "holds a pickle of the wrapped Scr"),
+        (["searcher"], base64.b64encode(b"{" * 9999).decode(), "holds a pickle of the wrapped Scr"),
+        (["searcher"], base64.b64encode(b"{}").decode(), "is not one of a Scripted"),
         (["searcher"], None, "is damaged"),
         (["plans", "factors", 0, "answers", 0, 1], -1.0, "impossible factor"),
         (["plans", "factors"], 3, "is damaged"),

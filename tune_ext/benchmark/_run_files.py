@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 import pickle
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tune_ext._json import loads
+from tune_ext._sealed import seal_bytes, unseal_bytes
 from tune_ext.errors import InvalidTypeError, StateError
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ _FILE = "run.pt"
 _PICKLE = "run.pkl"
 """What tune_ext wrote before, which is not read any more."""
 
-_VERSION = 1
+_VERSION = 2
+"""From this one on with a checksum, as torch looks for none: a bit that flips would be a weight."""
 _KIND = "tune_ext run"
 _NUMBERS = "biufc"
 """The kinds of arrays that are kept: booleans and numbers."""
@@ -53,7 +57,9 @@ def write_run(folder: str | Path, state: Mapping[str, Any]) -> None:
     tensors: list[Tensor] = []
     text = json.dumps(_encoded(dict(state), tensors, "state"))
     kept = {"kind": _KIND, "version": _VERSION, "state": text, "tensors": tensors}
-    torch.save(kept, Path(folder, _FILE))
+    whole = io.BytesIO()
+    torch.save(kept, whole)
+    Path(folder, _FILE).write_bytes(seal_bytes(whole.getvalue()))
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -71,18 +77,21 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             "not read; train this trial again, or go on with the tune_ext that wrote it"
         )
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        data, is_sealed = unseal_bytes(path.read_bytes())
+        kept = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything
         raise StateError(_damaged(folder, error)) from error
     if not isinstance(kept, dict) or kept.get("kind") != _KIND:
         raise StateError(f"{path} holds no run of a comparison; it was left alone")
-    if kept.get("version") != _VERSION:
+    if kept.get("version") == _VERSION and not is_sealed:
+        raise StateError(_damaged(folder, StateError("it ends without its checksum")))
+    if kept.get("version") not in (1, _VERSION):
         raise StateError(
             f"{path} has version {kept.get('version')!r}, but this tune_ext knows version "
             f"{_VERSION}; use the tune_ext that wrote it"
         )
     try:
-        state: dict[str, Any] = _decoded(json.loads(kept["state"]), kept["tensors"])
+        state: dict[str, Any] = _decoded(loads(kept["state"]), kept["tensors"])
         if not isinstance(state, dict):
             raise TypeError(f"a state is a dictionary, not {type(state).__name__}")
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:

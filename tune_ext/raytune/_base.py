@@ -19,6 +19,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.util import placement_group_table
 
 from tune_ext._checks import check_choice
+from tune_ext._json import loads
 from tune_ext._names import RESERVED_KEY
 from tune_ext._sealed import seal, unseal
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
@@ -233,7 +234,7 @@ def read_json(path: Path) -> Any:
         StateError: It does not fit its checksum.
         ValueError: It is no JSON.
     """
-    return json.loads(unseal(path.read_text(encoding="utf-8")))
+    return loads(unseal(path.read_text(encoding="utf-8")))
 
 
 def as_number(value: Any) -> float | None:

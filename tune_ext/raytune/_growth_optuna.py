@@ -19,6 +19,7 @@ from ConfigSpace import (
 from optuna import distributions
 from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.trial import create_trial
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search.optuna import OptunaSearch
 
 from tune_ext._narrowing import plain
@@ -82,6 +83,7 @@ class ConditionalOptuna(OptunaSearch):
         self, space: ConfigurationSpace, metric: str, mode: str, sampler: BaseSampler
     ) -> None:
         self._asked = _DefineByRun(space)
+        self.reads = frozenset((metric, TRAINING_ITERATION))  # of a result, for `NotedSearcher`
         super().__init__(self._asked, metric=metric, mode=mode, sampler=sampler)
 
     def suggest(self, trial_id: str) -> Any:

@@ -7,12 +7,9 @@ suggest, it is told through Ray's ``add_evaluated_point``, if it has that.
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ConfigSpace import (
@@ -24,8 +21,14 @@ from ray.tune.search import Searcher
 
 from tune_ext._narrowing import plain
 from tune_ext._random import derive_seed
-from tune_ext.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
+from tune_ext.errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    MissingDependencyError,
+    StateError,
+)
 from tune_ext.raytune._base import StatefulSearcher
+from tune_ext.raytune._replay import NotedSearcher
 from tune_ext.raytune._space import flatten, from_config_space, unflatten
 from tune_ext.raytune.bohb import BOHBSearch
 
@@ -94,21 +97,21 @@ class StageSearcher:
         self._domains = bool(
             searcher.set_search_properties(stage.metric, stage.mode, stage.domains())
         )
-        self.searcher = searcher
+        self._noted = NotedSearcher(searcher)
         self._ids: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A legal configuration, or what the searcher says instead."""
         for attempt in range(_ATTEMPTS):
             inner_id = f"{trial_id}-{attempt}" if attempt else trial_id
-            suggested = self.searcher.suggest(inner_id)
+            suggested = self._noted.suggest(inner_id)
             if not isinstance(suggested, Mapping):
                 return suggested if suggested is None else str(suggested)
             config = self._legal(suggested)
             if config is not None:
                 self._ids[trial_id] = inner_id
                 return config
-            self.searcher.on_trial_complete(inner_id, None, error=True)
+            self._noted.on_trial_complete(inner_id, None, error=True)
         return None
 
     def _legal(self, suggested: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -128,13 +131,13 @@ class StageSearcher:
 
     def on_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Pass on a finite result."""
-        self.searcher.on_trial_result(self._ids[trial_id], self._own(trial_id, result))
+        self._noted.on_trial_result(self._ids[trial_id], self._own(trial_id, result))
 
     def on_complete(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
         """Pass on a finite last result; None is a failure."""
         last = None if result is None else self._own(trial_id, result)
         inner_id = self._ids.pop(trial_id)
-        self.searcher.on_trial_complete(inner_id, result=last, error=last is None)
+        self._noted.on_trial_complete(inner_id, last, error=last is None)
 
     def _own(self, trial_id: str, result: Mapping[str, Any]) -> dict[str, Any]:
         """A result as of the searcher's own trial; its configuration was in other terms."""
@@ -154,37 +157,34 @@ class StageSearcher:
             free = [p for p in space.values() if not isinstance(p, Constant)]
             told = {p.name: config.get(p.name, plain(p.default_value)) for p in free}
         try:
-            self.searcher.add_evaluated_point(told, value)
+            self._noted.add_evaluated_point(told, value)
         except (NotImplementedError, AttributeError):
             return
 
     def hears_of(self, callback: str, trial_id: str) -> None:
         """Pass a pause on; a searcher that does not know pauses need not hear of them."""
-        heard = getattr(self.searcher, callback, None)
-        if heard is not None and trial_id in self._ids:
-            heard(self._ids[trial_id])
+        if trial_id in self._ids:
+            self._noted.hears_of(callback, self._ids[trial_id])
 
     def to_json(self) -> dict[str, Any]:
-        """Its own file, whatever is in it, and whose trials it knows; no file if it saves none."""
-        with tempfile.TemporaryDirectory(prefix="tune_ext_growth_") as folder:
-            path = Path(folder, "searcher")
-            try:
-                self.searcher.save(str(path))
-                file = base64.b64encode(path.read_bytes()).decode("ascii")
-            except NotImplementedError:
-                file = None
-        return {"stage": self.stage.number, "file": file, "ids": self._ids}
+        """Its state or its calls, and whose trials it knows."""
+        return {"stage": self.stage.number, "ids": self._ids, **self._noted.to_json()}
 
     def load_json(self, state: Mapping[str, Any]) -> bool:
-        """Go on from `to_json`; whether there was a file."""
+        """Go on from `to_json`; False where the searcher cannot, and has to be made again.
+
+        Raises:
+            StateError: It was written by an earlier tune_ext, is of another searcher, or damaged.
+        """
+        if "file" in state:
+            raise StateError(
+                "an earlier tune_ext has written the searcher of its stage as a pickle, which "
+                "could run code and is not read any more; use the tune_ext that wrote it"
+            )
         self._ids = {str(key): str(value) for key, value in state["ids"].items()}
-        if state["file"] is None:
+        if not self._noted.load_json(state):
             self._ids = {}
             return False
-        with tempfile.TemporaryDirectory(prefix="tune_ext_growth_") as folder:
-            path = Path(folder, "searcher")
-            path.write_bytes(base64.b64decode(state["file"], validate=True))
-            self.searcher.restore(str(path))
         return True
 
 

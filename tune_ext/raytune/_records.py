@@ -18,6 +18,7 @@ from ray.tune import Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 
+from tune_ext._json import loads
 from tune_ext._sealed import seal, unseal
 from tune_ext.raytune._base import RESERVED_KEY
 
@@ -46,7 +47,7 @@ class JsonFile:
         """The document; None if there is none, or none that can be read."""
         try:
             with self._filesystem.open_input_stream(self.path) as stream:
-                return json.loads(unseal(stream.readall().decode("utf-8")))
+                return loads(unseal(stream.readall().decode("utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

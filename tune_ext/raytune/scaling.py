@@ -21,6 +21,8 @@ from ray.tune.utils.util import merge_dicts
 
 from tune_ext._architecture_factors import ArchitectureFactors, Unplanned
 from tune_ext._checks import check_choice
+from tune_ext._json import loads
+from tune_ext._sealed import unseal
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune._base import (
     RESERVED_KEY,
@@ -316,12 +318,20 @@ class ArchitectureScaledSearch(StatefulSearcher):
             inner = base64.b64encode(file.read_bytes()).decode("ascii")
         write_json(Path(checkpoint_path), {**self.get_state(), "searcher": inner})
 
-    def restore(self, checkpoint_path: str) -> None:
+    def restore(self, checkpoint_path: str, *, trusted: bool = False) -> None:
         """Go on from a file that `save` wrote; the file is only read.
+
+        What our searchers write within it is JSON. Ray's write a pickle, and whoever has written
+        a pickle has what he likes run by its reader.
+
+        Args:
+            checkpoint_path: The file.
+            trusted: Whether you know who wrote the file, so that a pickle in it may be read.
 
         Raises:
             StateError: The file is damaged, of an unknown version, of something else, or of a
-                search with another base, learning rate, aggregate or in-degree.
+                search with another base, learning rate, aggregate or in-degree. Or there is a
+                pickle in it, and it is not trusted.
         """
         where = f"the searcher's state in {checkpoint_path}"
         try:
@@ -329,6 +339,11 @@ class ArchitectureScaledSearch(StatefulSearcher):
             inner = base64.b64decode(state.pop("searcher"), validate=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StateError(f"{where} is damaged ({error!r}); it was left alone") from None
+        if not trusted and not _is_json(inner):
+            raise StateError(
+                f"{where} holds a pickle of the wrapped {type(self.searcher).__name__}, and "
+                "reading a pickle can run code: if you know who wrote it, pass trusted=True"
+            )
         before = self.get_state()
         self._accept(state, where)
         with tempfile.TemporaryDirectory() as folder:
@@ -363,6 +378,15 @@ class ArchitectureScaledSearch(StatefulSearcher):
         self._factors.load_state(state["plans"])
         # Nothing above has changed the searcher: a damaged state leaves it as it was.
         self._constants, self._has_rate = constants, has_rate
+
+
+def _is_json(data: bytes) -> bool:
+    """Whether a file is JSON: no text is that and a pickle as well, as none of them begins so."""
+    try:
+        loads(unseal(data.decode("utf-8")))
+    except ValueError:
+        return False
+    return True
 
 
 def _check_searcher(searcher: Any) -> Searcher:

