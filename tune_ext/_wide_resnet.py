@@ -126,11 +126,16 @@ class PreActResNet(nn.Module):
         super().__init__()
         channels = check_count("channels", channels, 1, LARGEST_LAYER)
         classes = check_count("classes", classes, 1, LARGEST_LAYER)
-        counts = [check_count("blocks", count, 1, MOST_LAYERS) for count in _three("blocks", blocks)]
-        factors = [
-            check_positive("widen", factor, below=LARGEST_LAYER) for factor in _three("widen", widen)
+        counts = [
+            check_count("blocks", count, 1, MOST_LAYERS) for count in _three("blocks", blocks)
         ]
-        several = [check_count("branches", count, 1, MOST_LAYERS) for count in _three("branches", branches)]
+        factors = [
+            check_positive("widen", factor, below=LARGEST_LAYER)
+            for factor in _three("widen", widen)
+        ]
+        several = [
+            check_count("branches", count, 1, MOST_LAYERS) for count in _three("branches", branches)
+        ]
         death_rate = check_death_rate(death_rate)
         check_choice("coefficients", coefficients, COEFFICIENTS)
         inputs = check_count("filters", filters, 1, LARGEST_LAYER)

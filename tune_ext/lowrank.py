@@ -40,10 +40,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tune_ext._checks import check_count, check_flag
 from tune_ext._evbmf import Factorization, Threshold, check_threshold
 from tune_ext._layers import current_weight, find_layers, is_transposed
 from tune_ext._spectra import Unfolding, factorize_all, ladder, unfold
-from tune_ext._checks import check_count, check_flag
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = ["Factorization", "KnowledgeGain", "ResponseMeter", "evbmf", "knowledge_gain"]

@@ -18,7 +18,7 @@ from tune_ext._checks import check_list
 from tune_ext._random import derive_seed
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark.tasks import Task
-from tune_ext.errors import InvalidValueError
+from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = [
     "UNITS",
