@@ -11,6 +11,7 @@ import pytest
 from tests.benchmark.examples import make_record, make_study
 from tune_ext import AutoHyperSearch
 from tune_ext._sealed import is_sealed, seal, unseal
+from tune_ext.benchmark._run_files import read_run, write_run
 from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.errors import StateError
 from tune_ext.raytune._base import read_json, write_json
@@ -91,3 +92,20 @@ def test_records_without_checksums_are_read_if_they_are_old(tmp_path: Path):
     assert CellRecord.from_line(old).key == make_record().key
     store.path.write_text(old + "\n")
     assert len(store.load()) == 1
+
+
+def test_no_bit_of_a_checkpoint_flips_unnoticed(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    write_run(tmp_path, {"weights": torch.zeros(9), "epoch": 3})
+    (path,) = tmp_path.iterdir()
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    assert read_run(tmp_path)["epoch"] == 3
+    for place in random.integers(0, len(whole), 100):
+        hurt = bytearray(whole)
+        hurt[place] ^= 1 << int(random.integers(8))
+        path.write_bytes(hurt)
+        with pytest.raises(StateError, match=r"no run that can be read|something else"):
+            read_run(tmp_path)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(StateError, match="without its checksum"):
+        read_run(tmp_path)

@@ -18,7 +18,9 @@ from hashlib import blake2b
 
 from tune_ext.errors import StateError
 
-__all__ = ["is_sealed", "seal", "unseal"]
+__all__ = ["is_sealed", "seal", "seal_bytes", "unseal", "unseal_bytes"]
+
+_MARK, _SIZE = b"tune_ext seal 1\n", 16
 
 _END = re.compile(r',\s*"check":\s*"([^"]*)"\s*\}\s*$')
 
@@ -48,6 +50,28 @@ def unseal(text: str) -> str:
 def is_sealed(text: str) -> bool:
     """Whether the text ends with a checksum, right or wrong."""
     return _END.search(text) is not None
+
+
+def seal_bytes(data: bytes) -> bytes:
+    """Any bytes, with their checksum behind them."""
+    return data + _MARK + blake2b(data, digest_size=_SIZE).digest()
+
+
+def unseal_bytes(data: bytes) -> tuple[bytes, bool]:
+    """Bytes without their checksum, and whether they had one.
+
+    Raises:
+        StateError: The two do not belong together.
+
+    >>> unseal_bytes(seal_bytes(b"weights")), unseal_bytes(b"weights")
+    ((b'weights', True), (b'weights', False))
+    """
+    length = len(data) - _SIZE - len(_MARK)
+    if length < 0 or data[length:-_SIZE] != _MARK:
+        return data, False
+    if blake2b(data[:length], digest_size=_SIZE).digest() != data[-_SIZE:]:
+        raise StateError("it does not fit its checksum")
+    return data[:length], True
 
 
 def _digest(text: str) -> str:

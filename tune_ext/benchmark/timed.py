@@ -10,6 +10,7 @@ tune.Tuner(
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from ray.tune import Trainable
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from tune_ext._checks import check_positive
+from tune_ext._sealed import seal_bytes, unseal_bytes
 from tune_ext._warm_restarts import CosineRestarts
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tasks._joint_task import JointTask
@@ -109,7 +111,9 @@ class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyp
         """Write the run's state."""
         import torch
 
-        torch.save(self._run.state_dict(), Path(checkpoint_dir, _FILE))
+        whole = io.BytesIO()
+        torch.save(self._run.state_dict(), whole)
+        Path(checkpoint_dir, _FILE).write_bytes(seal_bytes(whole.getvalue()))
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on where the state was written."""
@@ -131,7 +135,8 @@ def load_run(checkpoint: str | Path) -> dict[str, Any]:
     import torch
 
     try:
-        state = torch.load(Path(checkpoint, _FILE), map_location="cpu", weights_only=True)
+        data, _ = unseal_bytes(Path(checkpoint, _FILE).read_bytes())
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # torch's advice is to trust the file
         told = "holds something else than tensors and plain values; it was left alone"
         raise StateError(f"{checkpoint} {told}") from error
