@@ -12,7 +12,7 @@ ATTEMPTS = 3
 """On a busy machine a limit of 30 s passes that Ray does not let us change."""
 
 
-def be_patient(seconds: float = 300.0) -> None:
+def be_patient(seconds: float = 90.0) -> None:
     """Let a node take its time to register; Ray gives up after 30 s, and no option changes that."""
     services = ray._private.services
     ask = services.get_node
