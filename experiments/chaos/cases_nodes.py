@@ -19,46 +19,45 @@ NODE: dict[str, Any] = {"num_cpus": 1}
 GROUPS = 300
 
 
-class Deaths(Callback):
-    """Kills a node with all that runs there after some results, and adds another.
+class Death(Callback):
+    """Kills a node with all that runs there after so many results.
 
     Args:
         cluster: Of `ray.cluster_utils`.
-        nodes: Those that may die, the first one first.
-        after: The numbers of the results.
+        node: The one.
+        after: The number of the result.
     """
 
-    def __init__(self, cluster: Any, nodes: list[Any], after: tuple[int, ...]) -> None:
-        self.cluster, self.nodes, self.after = cluster, nodes, after
+    def __init__(self, cluster: Any, node: Any, after: int) -> None:
+        self.cluster, self.node, self.after = cluster, node, after
         self.results = self.deaths = 0
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any) -> None:
         """Count."""
         self.results += 1
-        if self.results in self.after:
+        if self.results == self.after:
             self.deaths += 1
-            self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
-            self.nodes.append(self.cluster.add_node(**NODE, object_store_memory=80 * 1024**2))
+            self.cluster.remove_node(self.node, allow_graceful=False)
 
 
-@case("node dies", "two of two nodes die with their trials, one after another", seconds=900)
+@case("node dies", "one of two nodes dies with its trials", seconds=900)
 def node_dies(directory: Path, seed: int) -> Iterator[Outcome]:
     cluster = own_ray.start_nodes(NODE, NODE)
     ray.init(address=cluster.address, log_to_driver=False)
-    nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
     try:
-        for system in (*OURS, RAYS[0]):
-            deaths = Deaths(cluster, nodes, (4, 9))
-            nodes = deaths.nodes
-            home = directory / system.name.replace(" ", "-")
+        for number, system in enumerate((*OURS, RAYS[0])):
+            if number:
+                cluster.add_node(**NODE, object_store_memory=80 * 1024**2)
+            nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
+            death = Death(cluster, nodes[0], 6)
             yield drive(
                 "node dies",
                 system,
-                home,
+                directory / system.name.replace(" ", "-"),
                 (),
-                injected=lambda deaths=deaths: deaths.deaths,
+                injected=lambda death=death: death.deaths,
                 seconds=0.3,
-                callbacks=[deaths],
+                callbacks=[death],
             )
     finally:
         ray.shutdown()

@@ -45,6 +45,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_agent_register_timeout_ms": "300000",
+    "RAY_health_check_failure_threshold": "30",
     "RAY_prestart_worker_first_driver": "0",
 }
 """As the tests set it: one thread a process, Ray patient and quiet."""
