@@ -33,6 +33,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")
 os.environ.setdefault("RAY_health_check_failure_threshold", "30")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -46,7 +47,7 @@ from turns import Turns, start_desk
 
 HERE = Path(__file__).parent
 GPU = 0.5
-PATIENCE = 300.0
+PATIENCE = 150.0
 
 
 @contextmanager
