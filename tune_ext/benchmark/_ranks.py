@@ -122,7 +122,8 @@ def _table(scores: ArrayLike, methods: Sequence[str] | None = None) -> NDArray[n
         )
     if methods is None:
         return np.where(np.isnan(table), np.inf, table)
-    names = [str(name) for name in check_list("methods", methods, "names")]
+    letters = isinstance(methods, str)  # "ab" are two names of one letter
+    names = [str(name) for name in (methods if letters else check_list("methods", methods))]
     if (len(names), len(set(names))) != (table.shape[1],) * 2:
         raise InvalidValueError(
             f"methods must name the {table.shape[1]} columns of the scores, each by another "
