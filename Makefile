@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export TUNE_DISABLE_AUTO_CALLBACK_LOGGERS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help compare test check lint types audit bench chaos environment clean
+.PHONY: help compare test check lint types audit bench chaos fuzz environment clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ bench: $(STAMP) ## the speed measurements, each side by side with what it is com
 	$(BIN)/python experiments/speed/bohb.py --json results/speed/bohb.json
 	$(BIN)/python experiments/speed/hyperband.py --json results/speed/hyperband.json
 	$(BIN)/python experiments/speed/plan.py --json results/speed/plan.json
+
+fuzz: $(STAMP) ## a hundred times as many odd inputs as in the tests, others every time
+	TUNE_EXT_FUZZ=100 $(BIN)/python -m pytest tests/fuzz -p no:cacheprovider --timeout 0 $(ARGS)
 
 chaos: $(STAMP) ## every fault that we know of, injected into ours and into Ray's
 	$(BIN)/python experiments/chaos/run.py $(ARGS)
