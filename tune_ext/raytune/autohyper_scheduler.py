@@ -18,6 +18,7 @@ from tune_ext.raytune._base import (
     is_diverged,
     role_of,
 )
+from tune_ext.raytune._driver import DriverMark
 from tune_ext.raytune._records import FinishedTrials, checkpoint_of, finish
 from tune_ext.raytune._trial_time import TrialTime
 
@@ -75,6 +76,7 @@ class AutoHyperScheduler(FIFOScheduler):
             )
         self._watched = metric or "response_mean"
         self._records: FinishedTrials | None = None
+        self._driver = DriverMark()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Leave the experiment's metric alone: what is watched is the response."""
@@ -82,6 +84,7 @@ class AutoHyperScheduler(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Answer a probe that had finished before a restart; give a final trial its weights."""
+        self._driver.hold(trial)
         records = self._recorded(trial)
         if trial.status != Trial.PENDING:
             records.forget_earlier(trial.trial_id)
@@ -108,6 +111,11 @@ class AutoHyperScheduler(FIFOScheduler):
         self._time.forget(trial.trial_id)
         if role_of(trial.config) == "probe":
             self._recorded(trial).add(trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """First in, first out."""
+        self._driver.renew()
+        return super().choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:
         """One line for Ray's progress report."""

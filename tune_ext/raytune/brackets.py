@@ -14,6 +14,7 @@ from tune_ext._checks import check_choice
 from tune_ext.brackets import Brackets, Decision
 from tune_ext.errors import InvalidValueError, StateError
 from tune_ext.raytune._base import check_name, loss_of, unchecked
+from tune_ext.raytune._driver import DriverMark
 from tune_ext.raytune._trial_time import TrialTime
 
 __all__ = ["BUDGET", "HyperBand"]
@@ -106,6 +107,7 @@ class HyperBand(FIFOScheduler):
         self._next_turn = 0
         self._interrupted: list[Any] = []  # trials that a restore has to start again, in turn
         self._warned = False
+        self._driver = DriverMark()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric and mode for what the constructor left open."""
@@ -117,6 +119,7 @@ class HyperBand(FIFOScheduler):
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Let a new trial in; put one back that Ray has restored or tries again."""
+        self._driver.hold(trial)
         memory = getattr(trial, _MEMORY, None)
         name = trial.trial_id
         self._trials[name] = self._active[name] = trial
@@ -186,6 +189,7 @@ class HyperBand(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Prefer trials that were promoted to new ones; stop those that never will be."""
+        self._driver.renew()
         self._settle()
         self._stop_again(tune_controller)
         for name, trial in list(self._active.items()):

@@ -1,0 +1,74 @@
+"""Two drivers in one experiment's directory: the second is told so."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyarrow.fs import LocalFileSystem
+
+from tune_ext.errors import StateError
+from tune_ext.raytune import _driver
+from tune_ext.raytune._driver import FILE_NAME, DriverMark
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Any:
+    """Of a trial."""
+    return SimpleNamespace(
+        experiment_fs_path=str(tmp_path), storage_filesystem=LocalFileSystem(), _timestamp="t"
+    )
+
+
+def change(storage: Any, **entries: Any) -> None:
+    """As if another process had written it."""
+    path = Path(storage.experiment_fs_path, FILE_NAME)
+    told = json.loads(path.read_text())
+    told.pop("check")
+    told["process"].update(entries.pop("process", {}))
+    path.write_text(json.dumps({**told, **entries}))
+
+
+def test_a_second_driver_is_told_before_it_trains(storage: Any) -> None:
+    DriverMark().hold(SimpleNamespace(storage=storage))
+    change(storage, process={"host": "elsewhere", "pid": 7})
+    waits = iter(range(9))
+    second = DriverMark(lambda s: change(storage, count=1 + next(waits)))
+    with pytest.raises(StateError, match=r"process 7 on elsewhere.*Tuner\.restore goes on"):
+        second.hold(SimpleNamespace(storage=storage))
+
+
+def test_a_driver_that_is_gone_or_has_ended_holds_nothing(
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(seconds: float) -> None:
+        raise AssertionError("it waits")
+
+    first = DriverMark(never)
+    first.hold(SimpleNamespace(storage=storage))
+    first.hold(SimpleNamespace(storage=storage))
+    DriverMark(never).hold(
+        SimpleNamespace(storage=storage)
+    )  # of this process: one experiment after the other
+    change(storage, process={"started": -1})
+    DriverMark(never).hold(SimpleNamespace(storage=storage))
+    change(storage, process={"host": "elsewhere"}, time=time.time() - 100)
+    DriverMark(never).hold(SimpleNamespace(storage=storage))
+    change(storage, process={"host": "elsewhere"})
+    monkeypatch.setattr(_driver, "_WATCH", 0.1)
+    DriverMark().hold(SimpleNamespace(storage=storage))  # it does not renew it
+
+
+def test_a_driver_that_was_taken_over_ends(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = DriverMark()
+    first.renew()  # it drives nothing yet
+    first.hold(SimpleNamespace(storage=storage))
+    change(storage, process={"pid": 1, "started": 1})
+    first.renew()  # not yet
+    monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    with pytest.raises(StateError, match="another driver"):
+        first.renew()
