@@ -17,10 +17,13 @@ will, and the answer must be the same.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import platform
+import re
+import socket
 import sys
 import tempfile
 import time
@@ -58,6 +61,21 @@ def cluster_of(nodes: int) -> Iterator[str]:
         yield address
 
 
+def _ports() -> dict[str, int]:
+    """Free ports for a node's agents.
+
+    A raylet aborts when agents that choose their own do not say so within 15 s, as happens on a
+    busy machine.
+    """
+    names = ("dashboard_agent_listen_port", "metrics_export_port")
+    names += ("metrics_agent_port", "runtime_env_agent_port")
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in names]
+        for one in sockets:
+            one.bind(("", 0))
+        return {n: s.getsockname()[1] for n, s in zip(names, sockets, strict=True)}
+
+
 def patient(services: Any) -> None:
     """Let a node take its time to register; Ray gives up after 30 s, and nothing changes that."""
     ask = services.get_node
@@ -75,6 +93,16 @@ def patient(services: Any) -> None:
                 time.sleep(0.5)
 
     services.get_node = get_patiently
+    start = services.start_ray_process
+
+    def start_told(command: list[str], *arguments: Any, **named: Any) -> Any:
+        """The raylet has a flag for this agent's port as well; Ray does not use it."""
+        port = re.search(r"--listen-port=(\d+)", " ".join(command))
+        if port is not None and command[0].endswith("raylet"):
+            command = [*command, f"--dashboard_agent_listen_port={port[1]}"]
+        return start(command, *arguments, **named)
+
+    services.start_ray_process = start_told
 
 
 @contextmanager
@@ -85,9 +113,9 @@ def started(nodes: Sequence[dict[str, Any]], attempts: int = 3) -> Iterator[str]
     for attempt in range(1, attempts + 1):
         cluster = Cluster()
         try:
-            cluster.add_node(num_cpus=0, include_dashboard=False, **small)
+            cluster.add_node(num_cpus=0, include_dashboard=False, **small, **_ports())
             for node in nodes:
-                cluster.add_node(**node, **small)
+                cluster.add_node(**node, **small, **_ports())
             cluster.wait_for_nodes(timeout=PATIENCE)
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         except Exception:
