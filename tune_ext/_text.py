@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["file_name", "markdown", "one_line", "visible", "visible_values"]
+__all__ = ["file_name", "markdown", "one_line", "plain_words", "visible", "visible_values"]
 
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, such as those that begin a terminal's commands
@@ -51,7 +51,7 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str, *, cell: bool = False) -> str:
-    r"""Text in one line of Markdown: no tags, links or pictures, and no further cells of a table.
+    r"""Text in one line of Markdown: no tags, links, pictures, headings, or cells of a table.
 
     Emphasis and code are left as they are: they harm nobody.
 
@@ -64,7 +64,17 @@ def markdown(text: str, *, cell: bool = False) -> str:
     """
     line = one_line(text.replace("\\", "\\\\"))
     line = line.replace("<", "&lt;").replace("](", "]\\(").replace("]:", "]\\:")
+    line = f"\\{line}" if line.startswith("#") else line
     return line.replace("|", "\\|") if cell else line
+
+
+def plain_words(text: str) -> str:
+    r"""`one_line`, not too long, without what ends a text within an expression, as Vega writes one.
+
+    >>> print(plain_words('error" + (x)\\'))
+    error” + (x)/
+    """
+    return one_line(text)[:_LONGEST_NAME].translate({0x22: "”", 0x27: "’", 0x5C: "/"})
 
 
 def file_name(text: str) -> str:

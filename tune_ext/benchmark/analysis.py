@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from tune_ext._text import plain_words
 from tune_ext.benchmark._unavailable import grouped
 from tune_ext.benchmark.cell_run import NO_RESULT
 from tune_ext.benchmark.methods import METHODS
@@ -287,7 +288,7 @@ def analyse(
         Analysis(
             title=str(study["title"]),
             description=str(study.get("description", "")).strip(),
-            budget_unit=str(study["settings"].get("budget_unit", "epochs")),
+            budget_unit=plain_words(str(study["settings"].get("budget_unit", "epochs"))),
             tasks=tasks,
             methods=methods,
             across=across,
@@ -334,7 +335,7 @@ def _task(
         label=label,
         name=first.task["name"],
         options=dict(first.task.get("options", {})),
-        error_name=first.error_name,
+        error_name=plain_words(first.error_name),
         percent=first.percent,
         simulated=first.clock == "simulated",
         workers=first.workers,

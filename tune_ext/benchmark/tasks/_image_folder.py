@@ -65,7 +65,7 @@ def _annotated(folder: Path, names: list[str]) -> OnDisk:
         raise DataNotFoundError(
             f"{folder / _ANNOTATIONS} names classes that train has not, as {unknown[0]!r}"
         )
-    if strange := [row[0] for row in rows if Path(row[0]).name != row[0]]:
+    if strange := [row[0] for row in rows if Path(row[0]).name != row[0] or row[0] == ".."]:
         raise DataNotFoundError(f"{folder / _ANNOTATIONS} names a file elsewhere: {strange[0]!r}")
     paths = [folder / "images" / row[0] for row in rows]
     return OnDisk(paths, np.asarray([number[row[1]] for row in rows], np.int64))
