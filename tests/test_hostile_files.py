@@ -26,6 +26,7 @@ from tests.benchmark.browser import browser, find
 from tests.benchmark.examples import FAKE, make_record, make_study
 from tune_ext import AutoHyperSearch, BOHBSearch, ExpTestSearch, ImageGrowthSearch, cli
 from tune_ext._array_files import open_or_make
+from tune_ext._sealed import seal_bytes
 from tune_ext.benchmark import importance_report, report
 from tune_ext.benchmark._run_files import read_run, write_run
 from tune_ext.benchmark.records import CellRecord, RecordStore
@@ -65,6 +66,13 @@ def evil(mark):
 
 
 # Checkpoints
+
+
+def put(folder, kept):
+    """A checkpoint as it is written, with its checksum, which anybody can make."""
+    data = io.BytesIO()
+    torch.save(kept, data)
+    (folder / "run.pt").write_bytes(seal_bytes(data.getvalue()))
 
 
 def test_a_run_comes_back_to_the_bit(tmp_path):
@@ -119,11 +127,11 @@ def test_what_is_neither_tensor_nor_plain_is_told_when_it_is_saved(tmp_path):
 
 @pytest.mark.parametrize("load", [read_run, load_run], ids=["comparison", "joint search"])
 def test_a_checkpoint_with_code_is_refused(load, tmp_path, mark, evil):
-    torch.save({"kind": "tune_ext run", "state": Evil(mark)}, tmp_path / "run.pt")
+    put(tmp_path, {"kind": "tune_ext run", "state": Evil(mark)})
     with pytest.raises(StateError, match="something else than tensors and plain values"):
         load(tmp_path)
     for data in (evil, b"", b"PK\x03\x04 no archive"):
-        (tmp_path / "run.pt").write_bytes(data)
+        (tmp_path / "run.pt").write_bytes(seal_bytes(data))
         with pytest.raises(StateError):
             load(tmp_path)
 
@@ -151,9 +159,11 @@ def test_a_checkpoint_that_earlier_versions_pickled_is_refused_clearly(tmp_path,
 )
 def test_a_checkpoint_whose_plain_part_is_wrong_is_refused(text, tmp_path):
     kept = {"kind": "tune_ext run", "version": 1, "state": text, "tensors": []}
-    torch.save(kept, tmp_path / "run.pt")
-    with pytest.raises(StateError):
+    put(tmp_path, kept)
+    with pytest.raises(StateError, match="no run that can be read"):
         read_run(tmp_path)
+    put(tmp_path, {**kept, "state": '{"dict": []}'})
+    assert read_run(tmp_path) == {}  # it was the text
 
 
 # What searchers save
