@@ -147,6 +147,23 @@ def test_a_trial_that_fails_is_the_worst_at_a_budget_it_was_given(results, seen)
     assert {b: [row[2] for row in rows] for b, rows in search._model.to_json()["seen"]} == seen
 
 
+@pytest.mark.parametrize(
+    ("spent", "expected"), [(0, {4: 1}), (5, {4: 1, 12: 1}), (13, {4: 1, 12: 1})]
+)
+def test_a_crash_is_the_worst_at_the_next_budget(spent: int, expected: dict[float, int]) -> None:
+    """As a trial that diverges on its way there; one that had all of them has lost nothing."""
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, "loss", "min", budgets=[4, 12], seed=0)
+    search.suggest("a")
+    for epoch in (5, 13):
+        if epoch <= spent:
+            search.on_trial_result("a", {"training_iteration": epoch, "loss": 0.5})
+    search.on_trial_complete("a", error=True)
+    assert search._model is not None
+    assert search._model.counts() == expected
+    rows = dict(search._model.to_json()["seen"])
+    assert (rows[max(expected)][0][2] is None) == (spent < 13)
+
+
 def test_evaluated_points_are_at_the_first_rung_that_is_known() -> None:
     search = BOHBSearch({"x": tune.uniform(0, 1)}, "loss", "min", seed=0)
     for i in range(3):

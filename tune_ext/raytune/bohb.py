@@ -149,10 +149,21 @@ class BOHBSearch(StatefulSearcher):
             failed = loss_of(result, self._metric, self._mode) is None
         self._paused.discard(trial_id)
         config = self._live.pop(trial_id, None)
-        if failed and config is not None and self._model and not self._model.knows(trial_id):
-            first = self._budgets[:1] if self._budgets and not self._rungs else None
-            lowest = min(first or self._model.counts(), default=1.0)
-            self._model.observe(config, lowest, None, key=trial_id)
+        if failed and config is not None and self._model:
+            budget = self._failed_at(self._model, trial_id, error)
+            if budget is not None:
+                self._model.observe(config, budget, None, key=trial_id)
+
+    def _failed_at(self, model: BOHB, trial_id: str, error: bool) -> float | None:
+        """The budget that a trial was given when it failed; None where a result says it all."""
+        given = self._budgets if self._budgets and not self._rungs else None
+        budgets = given or list(model.counts())
+        reached = [budget for budget in budgets if model.knows(trial_id, budget)]
+        if not reached:
+            return min(budgets, default=1.0)
+        if not error or not (given or self._rungs):
+            return None
+        return min((budget for budget in budgets if budget > max(reached)), default=None)
 
     def add_evaluated_point(
         self,
