@@ -125,7 +125,9 @@ def raises_once(
     for system in systems:
         runs = []
         for seed in seeds:
-            expected = without_a_fault(system, directory, seed)
+            # Ray starts what it has staged before it tries a trial again: a model sees the results
+            # in another order, and suggests something else.
+            expected = None if system.models else without_a_fault(system, directory, seed)
             for offset in (0,) if system.slow else (0, 1, 2):
                 fault = Once(seed=offset)
                 runs.append((play(system, fault, directory, seed=seed, retries=1), expected))

@@ -248,7 +248,8 @@ def _accounts(home: Path, trials: Sequence[Any], deaths: int) -> tuple[int, int]
 
     An epoch may be trained again once for every fault that hit it, or any of `deaths`.
     """
-    lines = [json.loads(line) for line in (home / "notes.jsonl").read_text().splitlines()]
+    notes = home / "notes.jsonl"
+    lines = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
     reported: dict[str, int] = {}
     begun, allowed = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     for name, epoch, what in lines:
