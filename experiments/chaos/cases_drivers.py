@@ -96,6 +96,7 @@ class Killed:
     def life(self, out: Path, moment: Moment | None, after: float | None) -> bool:
         """One life of a driver; whether the study is over."""
         before = studies.lines(out)
+        studies.wait_for_lock(out)
         pid = studies.start(out, before=moment or (lambda: None), jobs=self.jobs)
         if after is not None:
             end = time.monotonic() + after

@@ -7,6 +7,7 @@ up; only the starts of processes differ, as all that they would import is there 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -159,6 +160,16 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
+
+
+def wait_for_lock(out: Path, seconds: float = 60.0) -> None:
+    """Wait until nobody holds a study: a worker that was being forked has its driver's lock."""
+    path, end = out / "lock", time.monotonic() + seconds
+    while path.exists() and time.monotonic() < end:
+        with path.open("a") as file, contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
 
 
 def said(out: Path) -> str:
