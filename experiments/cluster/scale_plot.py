@@ -18,6 +18,7 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scale import METHODS
 from scipy import stats
 
 HERE = Path(__file__).parent / "results"
@@ -54,9 +55,9 @@ def part(points: Points, *of: str) -> np.ndarray:
 
 
 def read(path: Path) -> Points:
-    """The lines of a run, the last of each number of trials."""
+    """The lines of a run, but for that of its end."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return list({line["trials"]: line for line in lines}.values())
+    return [line for line in lines if not line["done"]]  # at its end Ray saves once more
 
 
 def row(name: str, trials: np.ndarray, total: np.ndarray) -> str:
@@ -72,7 +73,8 @@ def row(name: str, trials: np.ndarray, total: np.ndarray) -> str:
 
 
 def main() -> None:
-    runs = {p.stem.removeprefix("scale-"): read(p) for p in sorted(HERE.glob("scale-*.jsonl"))}
+    paths = {name: HERE / f"scale-{name.replace(' ', '-').lower()}.jsonl" for name in METHODS}
+    runs = {name: read(path) for name, path in paths.items() if path.exists()}
     simulated = json.loads((HERE / "ours.json").read_text(encoding="utf-8"))
     heads = (
         "| what | trials | ms a trial, to a tenth | ms a trial, to the end | total grows as n^ |"
@@ -163,7 +165,7 @@ def draw(runs: dict[str, Points], simulated: dict[str, Points]) -> None:
         axis.legend(fontsize=8)
     axes[0].set_ylabel("ms for one more trial")
     axes[1].set_ylabel("ms for one more trial")
-    axes[1].set_yscale("log")
+    axes[1].set(yscale="log", ylim=(0.1, None))
     axes[2].set_ylabel("MiB")
     for kind in ("svg", "png"):
         figure.savefig(

@@ -23,11 +23,12 @@ NODES = [
 ]
 STUDY = """
 title = "asks for too much"
-methods = ["random"]
-seeds = [0]
-budget = 3
 [[tasks]]
 name = "diabetes"
+[compare]
+methods = ["random"]
+seeds = 1
+budget = 50
 """
 
 
