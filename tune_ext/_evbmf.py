@@ -46,7 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from tune_ext.errors import InvalidValueError
+from tune_ext._checks import check_choice
 
 __all__ = [
     "Factorization",
@@ -126,8 +126,7 @@ class _Minimum(NamedTuple):
 
 def check_threshold(threshold: object) -> None:
     """Raise `InvalidValueError` unless `threshold` names a threshold."""
-    if threshold not in ("published", "exact"):
-        raise InvalidValueError(f"threshold must be 'published' or 'exact', got {threshold!r}")
+    check_choice("threshold", threshold, ("published", "exact"))
 
 
 def _phi(tau: Array, alpha: float) -> Array:

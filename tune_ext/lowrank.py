@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tune_ext._checks import check_count, check_flag
+from tune_ext._checks import check_choice, check_count, check_flag
 from tune_ext._evbmf import Factorization, Threshold, check_threshold
 from tune_ext._layers import current_weight, find_layers, is_transposed
 from tune_ext._spectra import Unfolding, factorize_all, ladder, unfold
@@ -239,8 +239,7 @@ class ResponseMeter:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if count not in ("unfoldings", "layers"):
-            raise InvalidValueError(f"count must be 'unfoldings' or 'layers', got {count!r}")
+        check_choice("count", count, ("unfoldings", "layers"))
         check_threshold(threshold)
         self._layers = find_layers(model, linear)
         self._count = count

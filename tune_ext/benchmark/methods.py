@@ -435,7 +435,7 @@ def unsuited(name: str, task: Task, unit: str = "epochs") -> str | None:
 def check_methods(names: Iterator[str] | tuple[str, ...]) -> None:
     """Raise InvalidValueError for names that are not in `METHODS`."""
     for name in names:
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise InvalidValueError(
                 f"there is no method {name!r} for methods; choose from {', '.join(METHODS)}"
             )

@@ -103,7 +103,7 @@ def create(name: str, **options: Any) -> Task:
     Raises:
         InvalidValueError: There is no such task or option; the message lists those there are.
     """
-    if name not in _TASKS:
+    if not isinstance(name, str) or name not in _TASKS:
         raise InvalidValueError(f"there is no task {name!r}; choose from {', '.join(names())}")
     known = [option for option in inspect.signature(_TASKS[name]).parameters]
     for option in options:
