@@ -145,8 +145,9 @@ def find_lr(
         raise InvalidTypeError(f"loss_fn must be callable (or give forward=), got {loss_fn!r}")
     if loss is not None:
         check_choice("loss", loss, ("mse", "cross_entropy"))
-    accumulate = check_count("accumulate", accumulate)
-    count = check_count("steps", steps, 3) * accumulate
+    # All batches of a rung are kept, and every rung sees the same ones.
+    accumulate = check_count("accumulate", accumulate, 1, 10_000)
+    count = check_count("steps", steps, 3, 100_000) * accumulate
     if clip_norm is not None:
         check_positive("clip_norm", clip_norm, below=math.inf)
     if device is not None:
