@@ -302,7 +302,7 @@ MADE = {
             "model": network(),
             "loss_fn": torch.nn.functional.cross_entropy,
             "loader": loader(),
-            "steps": 2000,
+            "steps": 3,
             "bound": 1.0,
             "loss": "mse",
             "lower": 0.0,
