@@ -20,6 +20,7 @@ import torch
 from numpy.lib import format as npy
 from optuna.samplers import RandomSampler
 from ray import tune
+from ray.tune import Checkpoint
 from ray.tune.search.optuna import OptunaSearch
 
 from tests.benchmark.browser import browser, find
@@ -33,8 +34,8 @@ from tune_ext.benchmark.records import CellRecord, RecordStore
 from tune_ext.benchmark.study import TaskSpec, recorded_task
 from tune_ext.benchmark.study_file import parse_study
 from tune_ext.benchmark.tasks import _recorded, tables
-from tune_ext.benchmark.timed import load_run
-from tune_ext.benchmark.tune_parts import Watch
+from tune_ext.benchmark.timed import TimedTrainable, load_run
+from tune_ext.benchmark.tune_parts import TaskTrainable, Watch
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune._records import JsonFile
 from tune_ext.raytune.scaling import ArchitectureScaledSearch
@@ -134,6 +135,26 @@ def test_a_checkpoint_with_code_is_refused(load, tmp_path, mark, evil):
         (tmp_path / "run.pt").write_bytes(seal_bytes(data))
         with pytest.raises(StateError):
             load(tmp_path)
+
+
+def test_what_ray_would_unpickle_in_a_checkpoint_of_ours_is_refused(tmp_path, evil):
+    class Trial(TaskTrainable):
+        def setup(self, config):
+            super().setup(config, task=TaskSpec(FAKE, {"epochs": 4}), seed=0)
+
+    trial = Trial(config={"lr": 0.1})
+    trial.train()
+    trial.save(str(tmp_path))
+    trial.restore(str(tmp_path))
+    assert trial.train()["epoch"] == 2
+    (tmp_path / "_dict_checkpoint.pkl").write_bytes(evil)
+    for told in (str(tmp_path), Checkpoint.from_directory(str(tmp_path))):
+        with pytest.raises(StateError, match="which tune_ext does not write and Ray would unp"):
+            trial.restore(told)
+    timed = TimedTrainable.__new__(TimedTrainable)
+    with pytest.raises(StateError, match="could run code"):
+        timed.restore(str(tmp_path))
+    trial.stop()
 
 
 def test_a_checkpoint_that_earlier_versions_pickled_is_refused_clearly(tmp_path, evil):

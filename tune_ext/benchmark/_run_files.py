@@ -29,7 +29,7 @@ from tune_ext.errors import InvalidTypeError, StateError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_run", "write_run"]
+__all__ = ["check_no_pickle", "read_run", "write_run"]
 
 _FILE = "run.pt"
 _PICKLE = "run.pkl"
@@ -97,6 +97,31 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise StateError(_damaged(folder, error)) from error
     return state
+
+
+def check_no_pickle(checkpoint: Any) -> None:
+    """Raise where Ray would unpickle a file of a checkpoint before it asks a trainable to load it.
+
+    Ray takes a checkpoint with a file of this name for one of a trainable that saves
+    dictionaries. Ours never do.
+
+    Args:
+        checkpoint: What `Trainable.restore` is given: a folder, a checkpoint, or a result with one.
+
+    Raises:
+        StateError: There is such a file.
+    """
+    from pyarrow import fs
+    from ray.tune.trainable.trainable import _DICT_CHECKPOINT_FILE_NAME as NAME
+
+    found = getattr(checkpoint, "checkpoint", checkpoint)
+    path = str(getattr(found, "path", found))
+    files = getattr(found, "filesystem", None) or fs.LocalFileSystem()
+    if files.get_file_info(f"{path}/{NAME}").type != fs.FileType.NotFound:
+        raise StateError(
+            f"{path} has a file {NAME}, which tune_ext does not write and Ray would unpickle: it "
+            "could run code, and was left alone"
+        )
 
 
 def _damaged(folder: str | Path, error: Exception) -> str:

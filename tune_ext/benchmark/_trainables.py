@@ -13,7 +13,7 @@ from tune_ext._loss_monitor import LossMonitor
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark._ledger import RemotePermits
 from tune_ext.benchmark._permits import Permits
-from tune_ext.benchmark._run_files import read_run, write_run
+from tune_ext.benchmark._run_files import check_no_pickle, read_run, write_run
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.errors import StateError
 from tune_ext.raytune._base import RESERVED_KEY
@@ -113,6 +113,11 @@ class TaskTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untype
         """Write the run's state, as data: see `_run_files`."""
         monitor = None if self._loss_monitor is None else self._loss_monitor.state_dict()
         write_run(checkpoint_dir, {"run": self._run.state_dict(), "monitor": monitor})
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """As Ray's, for a checkpoint of ours alone."""
+        check_no_pickle(checkpoint_path)
+        super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on where the state was written."""

@@ -23,6 +23,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from tune_ext._checks import check_positive
 from tune_ext._sealed import seal_bytes, unseal_bytes
 from tune_ext._warm_restarts import CosineRestarts
+from tune_ext.benchmark._run_files import check_no_pickle
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.tasks._joint_task import JointTask
 from tune_ext.errors import InvalidTypeError, StateError
@@ -114,6 +115,11 @@ class TimedTrainable(Trainable):  # type: ignore[misc] # Ray's classes are untyp
         whole = io.BytesIO()
         torch.save(self._run.state_dict(), whole)
         Path(checkpoint_dir, _FILE).write_bytes(seal_bytes(whole.getvalue()))
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """As Ray's, for a checkpoint of ours alone."""
+        check_no_pickle(checkpoint_path)
+        super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on where the state was written."""
