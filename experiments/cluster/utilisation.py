@@ -9,10 +9,11 @@ and ASHA run `CONFIGURATIONS` of them; autoHyper searches a learning rate and a 
 measured response curve, ExpTest climbs a ladder of rates for a linear regression. Beside these
 two, random search of as many trials, all as long as theirs.
 
-Of the time of all workers, three shares: idle; "avoidable", while something could have been
-trained (a configuration not begun yet, a trial that the scheduler's own rule promotes, a probe
-or rung that the search would hand out, if asked); and "end", while nothing was left to begin.
-The rest of the idle time was spent waiting for a result that decides what comes next.
+Of the time of all workers, two shares: idle; and "avoidable", the part of it in which something
+could have been trained: a configuration not begun yet, a trial that the scheduler's own rule
+promotes, a probe or rung that the search would hand out, if asked. The rest is, of HyperBand,
+BOHB, ASHA and random search, the end, when no configuration is left to begin; of autoHyper and
+ExpTest the wait for the result that decides what comes next.
 
 `--real` runs the same on a Ray of this machine, where trials sleep `TICK` times as long; idle is
 then what is missing from workers × time between the first trial's start and the end.
@@ -261,22 +262,14 @@ SYSTEMS = {
 class Idle(hyperband.Idle):
     """Also of searches that end by themselves, and of schedulers that pause nothing."""
 
-    def __init__(self, scheduler: Any, search: Any, workers: int) -> None:
-        super().__init__(scheduler, search, workers)
-        self.end, self.ending = 0.0, 0
-
     def __call__(self, controller: Any, **options: Any) -> Any:
         """As the scheduler's; what was so before the clock went on counts until now."""
         actors = controller._actor_manager
-        passed = actors.clock - self.clock
-        self.avoidable += self.wasted * passed
-        self.end += self.ending * passed
+        self.avoidable += self.wasted * (actors.clock - self.clock)
         self.clock = actors.clock
         chosen = self.choose(controller, **options)
         idle = self.workers - sum(event.time > event.begun for event in actors._events)
-        possible = bool(idle) and (self.more() or self.promotable(controller))
-        self.wasted = idle if possible else 0
-        self.ending = idle if not possible and self.over() else 0
+        self.wasted = idle if idle and (self.more() or self.promotable(controller)) else 0
         return chosen
 
     def more(self) -> bool:
@@ -285,12 +278,6 @@ class Idle(hyperband.Idle):
             return bool(self.search.left)
         core = self.search._core
         return not core.finished and bool(self.search._queue or copy.deepcopy(core).ask(1))
-
-    def over(self) -> bool:
-        """Whether nothing new will ever begin."""
-        if hasattr(self.search, "left"):
-            return not self.search.left
-        return bool(self.search._core.finished)
 
     def promotable(self, controller: Any) -> bool:
         """Whether a trial that is paused may go on by the rule."""
@@ -322,7 +309,6 @@ def simulated(name: str, seed: int, workers: int, kind: str, trials: int | None)
         **told,
         "idle": 1 - done.busy / total,
         "avoidable": idle.avoidable / total,
-        "end": idle.end / total,
         "seconds": done.clock,
         "trials": done.trials,
     }
@@ -436,20 +422,22 @@ def measure(seeds: int) -> list[dict[str, Any]]:
 
 def measure_real(rows: list[dict[str, Any]], only: list[str]) -> list[dict[str, Any]]:
     """A row for each run on Ray, of one seed."""
-    import ray
+    from nodes import started
 
     done = {
         (row["system"], row["workers"]): row["trials"]
         for row in rows
         if row["seed"] == 0 and row["kind"] == "lognormal" and not row["hung"]
     }
-    ray.init(num_cpus=8, include_dashboard=False, object_store_memory=100 * 2**20)
     made = []
-    for workers in WORKERS:
-        for name in only:
-            made.append(real(name, 0, workers, count(name, done, workers)))
-            print(json.dumps(made[-1]), flush=True)
-    ray.shutdown()
+    with started([{"num_cpus": 8}]):
+        for workers in WORKERS:
+            for name in only:
+                trials = SYSTEMS[name].trials
+                if isinstance(trials, str) and (trials, workers) not in done:
+                    continue  # nothing says how many
+                made.append(real(name, 0, workers, count(name, done, workers)))
+                print(json.dumps(made[-1]), flush=True)
     return made
 
 
@@ -465,7 +453,7 @@ def main() -> None:
     path = options.out / "utilisation.json"
     report = json.loads(path.read_text()) if path.exists() else {}
     if options.real:
-        report["real"] = measure_real(report["simulated"], options.systems)
+        report["real"] = measure_real(report.get("simulated", []), options.systems)
         report["provenance of real"] = provenance()
     else:
         report |= {"simulated": measure(options.seeds), "provenance": provenance()}

@@ -91,28 +91,27 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         "# Idle worker time with trials of uneven length",
         "",
-        f"Per cent of the time of all workers, median and range over {seeds} seeds, from "
-        "`python experiments/cluster/utilisation.py`, which says what is run. Waits: nothing "
-        "could be begun or promoted before a result was there. End: nothing was left to begin.",
+        f"Per cent of the time of all workers, median and range over {seeds} seeds, and the "
+        "simulated seconds of the median run, from `python experiments/cluster/utilisation.py`, "
+        "which says what is run. Avoidable is the idle time in which something could have been "
+        "trained. The rest is, of autoHyper and ExpTest, the wait for the result that decides what "
+        "comes next; of the others the end, when no configuration is left to begin.",
         "",
     ]
     for kind in ("lognormal", "straggler"):
         lines += [
             f"## {TITLES[kind].capitalize()}",
             "",
-            "| system | workers | idle | avoidable | waits | end | hung |",
-            "|---|--:|--:|--:|--:|--:|--:|",
+            "| system | workers | idle | avoidable | seconds | hung |",
+            "|---|--:|--:|--:|--:|--:|",
         ]
         for system in dict.fromkeys(r["system"] for r in rows):
             for workers in COLOURS:
                 runs = chosen(rows, kind, system, workers)
                 place = (kind, system, workers)
                 every = [r for r in rows if (r["kind"], r["system"], r["workers"]) == place]
-                for run in runs:
-                    rest = run["idle"] - run["avoidable"] - run["end"]
-                    run["waits"] = max(0.0, rest)
                 told = [cell(runs, k) if runs else "–" for k in ("idle", "avoidable")]
-                told += [cell(runs, k) if runs else "–" for k in ("waits", "end")]
+                told.append(f"{median(r['seconds'] for r in runs):.0f}" if runs else "–")
                 hung = f"{len(every) - len(runs)} of {len(every)}"
                 lines.append(f"| {system} | {workers} | {' | '.join(told)} | {hung} |")
         lines.append("")
