@@ -1,4 +1,4 @@
-"""Several nodes: the same answers as on one, no GPU given twice, and what can never run is told.
+"""Several nodes: the same answers as on one, and no GPU given twice.
 
 The long part, with every searcher and scheduler, is experiments/cluster/nodes.py.
 """
@@ -54,7 +54,3 @@ def test_two_nodes_give_the_answers_of_one_and_share_their_gpus():
         assert run["failed"] == 0
         assert 0.5 <= run["most of a device"] <= 1
     assert (one["most on a device"], two["most on a device"]) == (2, 1)
-
-    assert found["too much"]["code"] == 2
-    assert "9 GPU" in found["too much"]["told"]
-    assert "Traceback" not in found["too much"]["told"]

@@ -66,6 +66,20 @@ def test_what_can_never_run_is_told_at_once(monkeypatch):
         check_place(Place("ray://head:10001", "/shared"), study, 1)
 
 
+def test_a_command_that_asks_for_too_much_ends_at_once(monkeypatch, tmp_path, capsys):
+    looked(monkeypatch, [CPU_HEAD, GPU_NODE])
+    (tmp_path / "study.toml").write_text(
+        'title = "too much"\n[[tasks]]\nname = "diabetes"\n'
+        '[compare]\nmethods = ["random"]\nseeds = 1\nbudget = 50\n'
+    )
+    where = ["--address", "auto", "--storage", str(tmp_path / "kept"), "--out", str(tmp_path / "o")]
+    command = ["compare", str(tmp_path / "study.toml"), *where, "--gpus-per-trial", "9"]
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert "a trial asks for 1 CPU and 9 GPU, and no node of the cluster has that" in told
+    assert len(told.splitlines()) == 1
+
+
 def test_gpus_without_a_cluster_are_counted(monkeypatch):
     study, place = make_study(workers=4), Place(gpus_per_trial=0.5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
