@@ -414,7 +414,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("name", MADE)
-@fuzz(12)
+@fuzz(8)
 @given(data=st.data())
 def test_arguments_of_any_kind(name, data):
     make, sound, use = MADE[name]
