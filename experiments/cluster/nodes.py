@@ -176,7 +176,7 @@ def run_case(
     return {
         "trials": len(ended),
         "failed": sum(t.status != "TERMINATED" for t in analysis.trials),
-        "answer": _plain(best) if best is not None else min(ended, key=_loss)["config"],
+        "answer": _values(best if best is not None else min(ended, key=_loss)["config"]),
         "sequence": ended if case.ordered else None,
         "seconds": round(time.monotonic() - started, 1),
         **seen,
@@ -190,6 +190,11 @@ def _trial(trial: Any) -> dict[str, Any]:
         "epochs": result.get("training_iteration", 0),
         "loss": result.get("loss"),
     }
+
+
+def _values(config: dict[str, Any]) -> Any:
+    """A configuration without what our searchers note in it, as the name of another trial."""
+    return _plain({k: v for k, v in config.items() if k != "tune_ext"})
 
 
 def _loss(trial: dict[str, Any]) -> float:
