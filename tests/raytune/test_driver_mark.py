@@ -28,7 +28,7 @@ def change(storage: Any, **entries: Any) -> None:
     """As if another process had written it."""
     path = Path(storage.experiment_fs_path, FILE_NAME)
     told = json.loads(path.read_text())
-    told.pop("check")
+    told.pop("check", None)
     told["process"].update(entries.pop("process", {}))
     path.write_text(json.dumps({**told, **entries}))
 
