@@ -46,7 +46,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
-from tune_ext._checks import check_choice
+from tune_ext.errors import InvalidValueError
 
 __all__ = [
     "Factorization",
@@ -126,7 +126,8 @@ class _Minimum(NamedTuple):
 
 def check_threshold(threshold: object) -> None:
     """Raise `InvalidValueError` unless `threshold` names a threshold."""
-    check_choice("threshold", threshold, ("published", "exact"))
+    if not isinstance(threshold, str) or threshold not in ("published", "exact"):
+        raise InvalidValueError(f"threshold must be 'published' or 'exact', got {threshold!r}")
 
 
 def _phi(tau: Array, alpha: float) -> Array:

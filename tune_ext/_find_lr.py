@@ -270,9 +270,11 @@ def _train(
 
 def _device(device: Any) -> torch.device:
     try:
-        return torch.device(device)
-    except (TypeError, RuntimeError) as error:
-        raise InvalidValueError(f"device {device!r} is none that torch knows: {error}") from None
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidValueError(f"device {device!r} cannot be used: {error}") from None
+    return found
 
 
 def _draw(loader: Iterable[Any], count: int) -> list[Any]:

@@ -40,7 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tune_ext._checks import check_choice, check_count, check_flag
+from tune_ext._checks import check_count, check_flag
 from tune_ext._evbmf import Factorization, Threshold, check_threshold
 from tune_ext._layers import current_weight, find_layers, is_transposed
 from tune_ext._spectra import Unfolding, factorize_all, ladder, unfold
@@ -156,7 +156,8 @@ def knowledge_gain(
             f"weight must have two dimensions or more and entries, got shape {tuple(tensor.shape)}"
         )
     check_flag("transposed", transposed)
-    if tensor.shape[0] % check_count("groups", groups):
+    groups = check_count("groups", groups, -1)
+    if groups < 1 or tensor.shape[0] % groups:
         raise InvalidValueError(
             f"groups must divide the first dimension of weight, {tensor.shape[0]}, got {groups!r}"
         )
@@ -239,7 +240,8 @@ class ResponseMeter:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        check_choice("count", count, ("unfoldings", "layers"))
+        if not isinstance(count, str) or count not in ("unfoldings", "layers"):
+            raise InvalidValueError(f"count must be 'unfoldings' or 'layers', got {count!r}")
         check_threshold(threshold)
         self._layers = find_layers(model, linear)
         self._count = count
