@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tune_ext._checks import check_choice, check_count, check_positive
+from tune_ext._checks import check_choice, check_count, check_flag, check_positive
 from tune_ext._random import check_seed, generator
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
@@ -78,6 +78,7 @@ def learning_rate_bound(
     check_count("iterations", iterations)
     check_positive("tolerance", tolerance, below=1.0)
     check_seed(seed)
+    bias = check_flag("bias", bias)
     if hasattr(batches, "shape"):
         raise InvalidTypeError("batches must be an iterable of batches; put one alone in a list")
     if not isinstance(batches, Iterable):

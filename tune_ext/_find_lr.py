@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -139,7 +140,8 @@ def find_lr(
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"model must be a torch.nn.Module, got {model!r}")
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+    single = np.ndim(loader) == 0 if isinstance(loader, np.generic | np.ndarray) else False
+    if single or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
         raise InvalidTypeError(f"loader must be an iterable of batches, got {loader!r}")
     if forward is None and not callable(loss_fn):
         raise InvalidTypeError(f"loss_fn must be callable (or give forward=), got {loss_fn!r}")
