@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Mapping
@@ -17,7 +18,12 @@ def this_process() -> dict[str, Any]:
     >>> is_alive(this_process())
     True
     """
-    pid = os.getpid()
+    return dict(_named(os.getpid()))
+
+
+@functools.cache
+def _named(pid: int) -> dict[str, Any]:
+    """Said once: a laptop that joins another network has another name, and runs on."""
     return {
         "host": socket.gethostname(),
         "machine": _machine(),
@@ -32,7 +38,8 @@ def is_alive(process: Mapping[str, Any]) -> bool | None:
     Args:
         process: As `this_process` said there.
     """
-    if (process.get("host"), process.get("machine")) != (socket.gethostname(), _machine()):
+    here = this_process()
+    if (process.get("host"), process.get("machine")) != (here["host"], here["machine"]):
         return None
     pid = process.get("pid")
     if not isinstance(pid, int) or pid <= 0:

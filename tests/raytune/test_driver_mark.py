@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,9 +59,21 @@ def test_a_driver_that_is_gone_or_has_ended_holds_nothing(
     DriverMark(never).hold(SimpleNamespace(storage=storage))
     change(storage, process={"host": "elsewhere"}, time=time.time() - 100)
     DriverMark(never).hold(SimpleNamespace(storage=storage))
+    change(storage, process={"host": "elsewhere"}, time="yesterday")
+    DriverMark(never).hold(SimpleNamespace(storage=storage))
     change(storage, process={"host": "elsewhere"})
     monkeypatch.setattr(_driver, "_WATCH", 0.1)
     DriverMark().hold(SimpleNamespace(storage=storage))  # it does not renew it
+
+
+def test_a_machine_that_gets_another_name_is_the_same(
+    storage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = DriverMark()
+    mark.hold(SimpleNamespace(storage=storage))
+    monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    monkeypatch.setattr(socket, "gethostname", lambda: "in-another-network")
+    mark.renew()
 
 
 def test_a_driver_that_was_taken_over_ends(storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:

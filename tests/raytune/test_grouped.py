@@ -97,9 +97,10 @@ def test_arguments(storage: Any) -> None:
 
 def test_unusual_values_are_groups_too(storage: Any) -> None:
     grouped, controller = GroupedScheduler(halving, "data/size"), FakeController()
-    for number, config in enumerate(({"data": {"size": [8, 8]}}, {"data": {"size": 8}}, {})):
-        controller.add(grouped, fake_trial(storage, config, f"t{number}"))
-    assert list(grouped.groups) == ["[8, 8]", 8, None]
+    sizes = ({"size": [8, 8]}, {"size": (8, [8])}, {"size": 8}, {})
+    for number, size in enumerate(sizes):
+        controller.add(grouped, fake_trial(storage, {"data": size}, f"t{number}"))
+    assert list(grouped.groups) == ["[8, 8]", "(8, [8])", 8, None]
 
 
 def _train(config: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ from tune_ext import ArchitectureScaledSearch, AutoHyperScheduler, AutoHyperSear
 from tune_ext.autohyper import AutoHyper, Parameter
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune._play import global_random_state, play
+from tune_ext.raytune._replay import NotedSearcher
 from tune_ext.raytune.testing import SearcherConformance
 
 SPACE = {"lr": tune.loguniform(1e-6, 1.0), "depth": tune.randint(1, 4), "width": 8}
@@ -611,6 +612,20 @@ def test_its_own_file_holds_the_wrapped_searchers(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     with pytest.raises(NotImplementedError):
         scaled(Searcher("loss", "min")).save(str(tmp_path / "other"))
+
+
+def test_what_brings_searchers_of_others_back_brings_the_wrapped_one_back_too() -> None:
+    def noted() -> NotedSearcher:
+        space = {"lr": SPACE["lr"], "depth": SPACE["depth"]}
+        return NotedSearcher(scaled(OptunaSearch(space, "loss", "min", seed=0)))
+
+    search, again = noted(), noted()
+    search.suggest("a")
+    search.suggest("b")
+    assert again.load_json(json.loads(json.dumps(search.to_json())))
+    for one in (search, again):
+        one.on_trial_complete("a", {"loss": 1.0, "training_iteration": 1}, error=False)
+    assert again.suggest("c") == search.suggest("c")
 
 
 def damage(state: dict[str, Any], *path: Any, value: Any) -> dict[str, Any]:

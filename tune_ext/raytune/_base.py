@@ -84,6 +84,8 @@ class StatefulSearcher(Searcher):
     """
 
     STATE_VERSION: ClassVar[int] = 1
+    WHOLE_STATE: ClassVar[bool] = True
+    """Whether `get_state` holds everything; that of a wrapper leaves out what it wraps."""
     CKPT_FILE_TMPL = "searcher-state-{}.json"
 
     def __init__(self, metric: str | None, mode: str | None) -> None:

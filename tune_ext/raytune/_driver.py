@@ -14,6 +14,7 @@ from typing import Any
 
 from tune_ext._process import is_alive, this_process
 from tune_ext.errors import StateError
+from tune_ext.raytune._base import as_number
 from tune_ext.raytune._records import JsonFile, identity
 
 __all__ = ["FILE_NAME", "DriverMark"]
@@ -83,7 +84,8 @@ class DriverMark:
 
     def _renews(self, file: JsonFile, found: dict[str, Any]) -> bool:
         """Whether the other driver still says that it is there."""
-        if is_alive(found["process"]) is False or time.time() - found.get("time", 0.0) > _OLD:
+        said = as_number(found.get("time")) or 0.0
+        if is_alive(found["process"]) is False or time.time() - said > _OLD:
             return False
         end = time.monotonic() + _WATCH
         while time.monotonic() < end:

@@ -94,7 +94,10 @@ class GroupedScheduler(FIFOScheduler):
         """A trial's scheduler; made where there is none yet."""
         if trial.trial_id not in self._group_of:
             value = flatten_dict(dict(trial.config)).get(self._key)
-            value = value if isinstance(value, Hashable) else repr(value)
+            try:
+                hash(value)
+            except TypeError:  # such as a list, or a tuple that holds one
+                value = repr(value)
             self._group_of[trial.trial_id] = value
             if value not in self._groups:
                 self._groups[value] = self._new()

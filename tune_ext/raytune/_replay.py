@@ -30,6 +30,8 @@ class NotedSearcher:
 
     def __init__(self, searcher: Searcher) -> None:
         self.searcher = searcher
+        has_state = isinstance(searcher, StatefulSearcher) and searcher.WHOLE_STATE
+        self._stateful = searcher if has_state else None
         self._calls: list[list[Any]] = []
         # What of a result the searcher reads, where that is known; else all.
         self._reads: frozenset[str] | None = getattr(searcher, "reads", None)
@@ -66,7 +68,7 @@ class NotedSearcher:
             heard(trial_id)
 
     def _note(self, *call: Any) -> None:
-        if not isinstance(self.searcher, StatefulSearcher):
+        if self._stateful is None:
             self._calls.append(list(call))
 
     def _read(self, result: Mapping[str, Any]) -> Any:
@@ -76,8 +78,8 @@ class NotedSearcher:
 
     def to_json(self) -> dict[str, Any]:
         """Its state, or its calls."""
-        if isinstance(self.searcher, StatefulSearcher):
-            return {"state": self.searcher.get_state()}
+        if self._stateful is not None:
+            return {"state": self._stateful.get_state()}
         return {"calls": [list(call) for call in self._calls]}
 
     def load_json(self, state: Mapping[str, Any]) -> bool:
@@ -90,8 +92,8 @@ class NotedSearcher:
         Raises:
             StateError: The state is of another kind of searcher, or damaged.
         """
-        if isinstance(self.searcher, StatefulSearcher):
-            self.searcher.set_state(state["state"])
+        if self._stateful is not None:
+            self._stateful.set_state(state["state"])
             return True
         calls: Sequence[Any] = state["calls"]
         try:

@@ -99,6 +99,7 @@ class ArchitectureScaledSearch(StatefulSearcher):
         InvalidValueError: An argument has an impossible value.
     """
 
+    WHOLE_STATE = False
     CKPT_FILE_TMPL = "scaled-searcher-state-{}.json"
 
     def __init__(
