@@ -174,6 +174,7 @@ def _compare(options: argparse.Namespace) -> int:
             run_study(study, store, observer, jobs=jobs, place=place, mirror=mirror)
         _print_report(store)
         if mirror is not None and trials is not None:
+            mirror.renew()  # another may have taken over while the report was drawn
             mirror.finish()
             with contextlib.suppress(OSError):  # what is left there costs room, no more
                 trials.remove()

@@ -111,6 +111,21 @@ def test_a_mirror_is_held_by_one_run(tmp_path, storage):
     assert storage.names() == []
 
 
+def test_who_was_taken_over_sends_nothing_any_more(tmp_path, storage):
+    """Records of a machine that had slept would be strange to the run that took over."""
+    one, two = (Mirror(tmp_path / name, storage) for name in ("one", "two"))
+    with one.held():
+        one.fetch()
+        (tmp_path / "one" / "records.jsonl").write_bytes(b"{}\n")
+        storage.remove("running.json")
+        with two.held():
+            one._lease._next = 0.0
+            with pytest.raises(StateError, match="another run"):
+                one.renew()
+            one.put(now=True)
+            assert storage.names() == ["running.json"]
+
+
 def test_processes_are_known_by_more_than_their_number():
     own = this_process()
     assert is_alive(own)

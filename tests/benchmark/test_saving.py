@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.examples import make_record, make_study
-from tests.benchmark.test_runner import Silent, run
-from tune_ext.benchmark import _saving
+from tests.benchmark.test_runner import WORKER, Silent, run
+from tune_ext.benchmark import _saving, runner
 from tune_ext.benchmark._saving import Saver
+from tune_ext.benchmark._storage import Mirror, Storage
+from tune_ext.benchmark.processes import WorkerProcess
 from tune_ext.benchmark.records import RecordStore
+from tune_ext.benchmark.runner import run_study
 from tune_ext.errors import StateError
 
 
@@ -133,3 +136,61 @@ def test_no_cell_begins_while_nothing_can_be_written(tmp_path, full, monkeypatch
     assert waited == [2, 2, 2]
     assert sorted(r.seed for r in records) == [0, 1, 2, 3]
     assert len(RecordStore(tmp_path / "out").load()) == 4
+
+
+class Files(WorkerProcess):
+    """Workers whose files have no room, whenever `full` says so of their number."""
+
+    count = 0
+
+    def __init__(self, *arguments):
+        type(self).count += 1
+        if self.full(self.count):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().__init__(*arguments)
+
+
+@pytest.fixture
+def workers(tmp_path, monkeypatch):
+    """Takes when there is no room for a worker, by its number."""
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "searches.txt"))
+    monkeypatch.setattr(_saving, "_EVERY", 0.05)
+
+    def make(full):
+        made = type("Some", (Files,), {"full": staticmethod(full)})
+        monkeypatch.setattr(runner, "WorkerProcess", made)
+
+    return make
+
+
+def test_a_cell_runs_again_whose_new_worker_had_no_room(tmp_path, workers):
+    """The search fails and takes its worker with it; the evaluation needs another one."""
+    workers(lambda number: number == 3)
+    (record,) = run(tmp_path, Silent(), methods=("bohb",), seeds=(0,))
+    assert record.failures[0] == "search, after 0 epochs: ValueError: no"
+    assert record.tests
+    assert len((tmp_path / "searches.txt").read_text().splitlines()) == 4
+
+
+def test_a_study_ends_where_no_worker_can_ever_begin(tmp_path, workers, monkeypatch):
+    """Records could be written, so that every second it seems to go on."""
+    monkeypatch.setattr(_saving, "PATIENCE", 0.3)
+    workers(lambda number: number > 1 if number < 50 else pytest.fail("for ever"))
+    with pytest.raises(StateError, match="nothing could be written for"):
+        run(tmp_path, Silent(), methods=("bohb",), seeds=(0, 1))
+
+
+def test_a_study_that_waits_keeps_its_storage(tmp_path, full, workers, monkeypatch):
+    workers(lambda number: False)
+    renewed = []
+    mirror = Mirror(tmp_path / "out", Storage(tmp_path / "bucket"))
+    monkeypatch.setattr(mirror, "renew", lambda: renewed.append(full["on"]))
+
+    def wait(self):
+        renewed.clear()
+        full["on"], self._next = False, 0.0
+
+    monkeypatch.setattr(_saving.Saver, "wait", wait)
+    study, store = make_study(methods=("random",), seeds=(0,)), RecordStore(tmp_path / "out")
+    assert len(run_study(study, store, Silent(), mirror=mirror, worker=WORKER)) == 1
+    assert renewed

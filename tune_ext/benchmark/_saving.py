@@ -103,7 +103,7 @@ class Saver:
             return written
         if self._why:
             logger.warning("Records are written again.")
-        self._why, self._idle_since = "", None
+        self._why = ""
         return written
 
     def _probe(self) -> None:
@@ -123,6 +123,10 @@ class Saver:
                 len(self._held),
             )
         self._why, self._next = why, self._clock() + _EVERY
+
+    def go_on(self) -> None:
+        """Cells run: what was waited for until now does not count."""
+        self._idle_since = None
 
     def wait(self) -> None:
         """Wait a little, when nothing else is to be done.

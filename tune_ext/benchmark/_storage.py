@@ -178,6 +178,7 @@ class Mirror:
         self._end = 0  # bytes of the records there
         self._tail = b""  # the last of these
         self._lease, self._holders = Lease(storage), 0
+        self._is_lost = False  # another run has taken over, which owns what is there
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -200,7 +201,11 @@ class Mirror:
     def renew(self) -> None:
         """Say now and then that this run is there; StateError if another has taken over."""
         if self._holders:
-            self._lease.renew()
+            try:
+                self._lease.renew()
+            except StateError:
+                self._is_lost = True
+                raise
 
     def fetch(self, *names: str) -> None:
         """Take over what is there and not here; `names`, or else study.json and the records.
@@ -275,7 +280,7 @@ class Mirror:
 
     def put(self, *, now: bool = False) -> None:
         """Send what has changed, now and then or now; what fails is remembered, and tried again."""
-        if now or time.monotonic() >= self._next:
+        if not self._is_lost and (now or time.monotonic() >= self._next):
             self._put(("study.json", _RECORDS))
             self._next = time.monotonic() + _EVERY
 

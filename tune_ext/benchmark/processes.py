@@ -52,17 +52,23 @@ class WorkerProcess:
         # The same modules must be found, also those of a task of the user's own.
         path = os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path))
         told = (str(theirs.fileno()), str(self.scratch), str(os.getpid()))
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *command, *told],
-                pass_fds=[theirs.fileno()],
-                env={**os.environ, **environment, "PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        theirs.close()
+        try:
+            with log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", *command, *told],
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, **environment, "PYTHONPATH": path},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except OSError:
+            self.pipe.close()
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise
+        finally:
+            theirs.close()
 
     @property
     def pid(self) -> int:

@@ -145,10 +145,15 @@ class _Job:
 
     def _go_on(self, phase: Phase) -> None:
         """Start the next phase, or the same one again in a new worker."""
-        if self.run is None or self.run.phase is Phase.DONE:
+        if self.run is None or (self.run.phase is phase and self._worker is not None):
             return
-        if self.run.phase is not phase or self._worker is None:
-            self.begin(self.run)
+        while self.run.phase is not Phase.DONE:
+            try:
+                self.begin(self.run)
+                return
+            except OSError as error:  # no room for the files of a new worker
+                self._drop()
+                self.run.fail(str(error), again=False)
 
     def check(self) -> None:
         """End a phase that hangs or takes too long."""
@@ -296,8 +301,11 @@ def _work(
             if not saver.is_waiting:
                 return
             saver.wait()
+            if mirror is not None:
+                mirror.renew()
             observer.tick([])
             continue
+        saver.go_on()
         ready = wait([job.pipe for job in running], timeout=0.25)
         for job in running:
             if job.pipe in ready:
