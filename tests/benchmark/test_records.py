@@ -149,6 +149,12 @@ def test_history_holds_plain_numbers():
     assert made.trials()[0]["validation_error"] == 0.5
 
 
+def test_what_a_task_of_ones_own_says_of_itself_is_read_again():
+    for told in ({"max_epochs": 81.0}, {"percent": 1}, {"percent": np.bool_(False)}):
+        read = CellRecord.from_line(make_record(**told).to_line())
+        assert {name: getattr(read, name) for name in told} == told
+
+
 def test_a_line_is_a_line():
     assert "\n" not in make_record(failures=["two\nlines"]).to_line()
     assert CellRecord.from_line(make_record().to_line()).method == "random"

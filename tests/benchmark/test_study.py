@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from tests.benchmark.examples import FAKE, make_study
@@ -122,6 +123,13 @@ def test_what_is_missing_or_not_toml_is_told():
 def test_bad_seeds(bad):
     with pytest.raises(InvalidValueError, match="seeds"):
         parse_seeds(bad)
+
+
+def test_seeds_are_any_whole_numbers_in_order():
+    for seeds in ([3, 4], range(3, 5), np.arange(3, 5)):
+        study = make_study(seeds=seeds)
+        assert study.seeds == (3, 4)
+        assert {type(seed) for seed in study.seeds} == {int}
 
 
 def test_overrides_are_checked_like_the_file():

@@ -41,14 +41,15 @@ _NUMBER = (int, float)
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("task", "recommendation", "history", "details", "provenance"), dict),
     **dict.fromkeys(("method", "label", "unit", "clock", "error_name"), str),
-    **dict.fromkeys(("seed", "max_epochs", "workers"), int),
+    **dict.fromkeys(("seed", "workers"), int),
     **dict.fromkeys(("budget", "epochs_used", "search_seconds", "evaluation_seconds"), _NUMBER),
     **dict.fromkeys(("tests", "failures", "anytime", "incumbents"), list),
     **dict.fromkeys(
         ("makespan", "busy_seconds", "worst_error", "cpu_seconds"), (*_NUMBER, type(None))
     ),
     "trials": (list, dict),
-    "percent": bool,
+    "max_epochs": _NUMBER,  # this and the next as tasks say it, also others' tasks
+    "percent": int,
     "regret_range": (list, type(None)),
 }
 _ITEMS: dict[str, type] = {"tests": dict, "failures": str, "incumbents": list, "anytime": list}

@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import json
+import numbers
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -221,7 +222,7 @@ class Study:
         _check_names("tasks", [task.label for task in tasks])
         _check_names("methods", self.methods)
         _check_names("seeds", self.seeds)
-        parse_seeds(self.seeds)
+        object.__setattr__(self, "seeds", parse_seeds(list(self.seeds)))
         for name in ("budget", "final_seeds", "workers"):
             _check_number(name, getattr(self, name), whole=True)
         for name in ("stall_seconds", "cell_seconds"):
@@ -333,11 +334,11 @@ def parse_seeds(value: object) -> tuple[int, ...]:
             raise InvalidValueError(f"seeds must be at most {MOST_SEEDS} in number, got {value}")
         return tuple(range(value))
     if isinstance(value, list | tuple) and value and all(map(_is_seed, value)):
-        return tuple(value)
+        return tuple(map(int, value))
     raise InvalidValueError(
         f"seeds must be a positive count or a list of non-negative integers, got {value!r}"
     )
 
 
 def _is_seed(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
