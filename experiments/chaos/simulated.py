@@ -408,6 +408,7 @@ class Played:
         lost: Trials whose last result is not known at the end.
         repeated: Trials that trained a step again although nothing had ended them.
         error: What ended the run.
+        ill: Whether the answer is of the region in which all are hurt for good.
     """
 
     ended: Ended
@@ -416,6 +417,7 @@ class Played:
     lost: int
     repeated: int
     error: str = ""
+    ill: bool = False
 
 
 def play(
@@ -461,9 +463,9 @@ def play(
         ended, error = _end_of(crash)
     trials = run.trials()
     answer = None if ended == "crashed" else system.answer(search, trials)
-    return Played(
-        ended, answer, sum(fault.hurt.values()), _lost(fault, trials), _repeated(fault), error
-    )
+    hurt = sum(fault.hurt.values())
+    ill = isinstance(fault, Always) and is_number(answer) and answer > ILL_ABOVE
+    return Played(ended, answer, hurt, _lost(fault, trials), _repeated(fault), error, ill)
 
 
 def _end_of(crash: Exception) -> tuple[Ended, str]:
@@ -526,7 +528,8 @@ _ENDS: tuple[Ended, ...] = ("hung", "crashed", "clear error", "finished")
 
 
 def _is_well(played: Played, expected: Any) -> bool:
-    right = played.answer is not None if expected is None else played.answer == expected
+    known = played.answer is not None and not played.ill
+    right = known if expected is None else played.answer == expected
     return played.ended == "finished" and right and not (played.lost or played.repeated)
 
 
