@@ -253,6 +253,14 @@ def test_running_again_repeats_nothing(tmp_path):
     assert again.finished == []
 
 
+def test_a_label_that_is_written_out_in_the_records_is_known_again(tmp_path):
+    """Labels in right-to-left scripts may hold marks of their direction."""
+    tasks = (TaskSpec(FAKE, {"epochs": 4}, "\u05e8\u200f"),)
+    for _ in range(2):
+        assert len(run(tmp_path, methods=("random",), seeds=(0,), tasks=tasks)) == 1
+    assert searches(tmp_path) == ["random 0"]
+
+
 def test_several_cells_run_at_once(tmp_path):
     observer = Silent()
     records = run(tmp_path, observer, jobs=3, methods=("random", "autohyper"), seeds=(0, 1, 2))

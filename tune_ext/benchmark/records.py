@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from tune_ext._json import loads
 from tune_ext._sealed import is_sealed, seal, unseal
+from tune_ext._text import visible
 from tune_ext.benchmark._lines import check_fields, pack, parse, strict, to_text, unpack
 from tune_ext.benchmark.history import History, Incumbents, anytime, best_trial
 from tune_ext.benchmark.provenance import identity, provenance
@@ -124,7 +125,7 @@ class CellRecord:
     @property
     def key(self) -> tuple[str, str, int]:
         """The cell's identity, as `Cell.key`."""
-        return (self.label, self.method, self.seed)
+        return (visible(self.label), self.method, self.seed)
 
     @property
     def test_error(self) -> float | None:

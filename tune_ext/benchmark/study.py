@@ -17,6 +17,7 @@ from typing import Any
 
 from tune_ext._checks import check_list
 from tune_ext._random import derive_seed
+from tune_ext._text import visible
 from tune_ext.benchmark import tasks
 from tune_ext.benchmark.tasks import Task
 from tune_ext.errors import InvalidTypeError, InvalidValueError
@@ -166,8 +167,8 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What identifies the cell in the records of its study."""
-        return (self.task.label, self.method, self.seed)
+        """What identifies the cell in the records of its study, which are read as `visible`."""
+        return (visible(self.task.label), self.method, self.seed)
 
     def __str__(self) -> str:
         return f"{self.task.label} · {self.method} · seed {self.seed}"
