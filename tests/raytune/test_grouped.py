@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray import tune
 from ray.train._internal.storage import StorageContext
+from ray.tune.result import DEFAULT_METRIC
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -68,6 +69,15 @@ def test_what_is_no_number_stops_nothing(storage: Any, invalid: Any) -> None:
     assert played(GroupedScheduler(halving), storage, losses) == [go, go, stop, go]
 
 
+def test_ray_ends_no_experiment_for_want_of_the_metric() -> None:
+    grouped = GroupedScheduler(ASHAScheduler)
+    grouped.set_search_properties("loss", "min")
+    for scheduler in (GroupedScheduler(halving), grouped):
+        assert scheduler.metric == "loss"
+        checked = scheduler.metric != DEFAULT_METRIC  # as Ray asks
+        assert not checked
+
+
 def test_metric_and_mode_of_the_experiment(storage: Any) -> None:
     grouped = GroupedScheduler(
         lambda: MedianStoppingRule("t", grace_period=0, min_samples_required=1)
@@ -97,7 +107,7 @@ def test_arguments(storage: Any) -> None:
 
 def test_unusual_values_are_groups_too(storage: Any) -> None:
     grouped, controller = GroupedScheduler(halving, "data/size"), FakeController()
-    sizes = ({"size": [8, 8]}, {"size": (8, [8])}, {"size": 8}, {})
+    sizes: list[dict[str, Any]] = [{"size": [8, 8]}, {"size": (8, [8])}, {"size": 8}, {}]
     for number, size in enumerate(sizes):
         controller.add(grouped, fake_trial(storage, {"data": size}, f"t{number}"))
     assert list(grouped.groups) == ["[8, 8]", "(8, [8])", 8, None]

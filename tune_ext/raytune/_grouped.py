@@ -10,7 +10,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.utils import flatten_dict
 
 from tune_ext.errors import InvalidTypeError, InvalidValueError
-from tune_ext.raytune._base import as_number, check_name
+from tune_ext.raytune._base import as_number, check_name, unchecked
 
 __all__ = ["GroupedScheduler"]
 
@@ -62,7 +62,7 @@ class GroupedScheduler(FIFOScheduler):
         self._properties: dict[str, Any] | None = None
         self._groups: dict[Hashable, Any] = {}
         self._group_of: dict[str, Hashable] = {}
-        self._metric = getattr(self._new(), "_metric", None)  # and its errors here
+        self._metric = unchecked(getattr(self._new(), "_metric", None))  # and its errors here
 
     def _new(self) -> Any:
         made = self._factory()
@@ -77,7 +77,7 @@ class GroupedScheduler(FIFOScheduler):
         agreed = bool(self._factory().set_search_properties(metric, mode, **spec))
         if agreed:
             self._properties = {"metric": metric, "mode": mode, **spec}
-            self._metric = metric or self._metric
+            self._metric = unchecked(metric) or self._metric
         return agreed
 
     @property
