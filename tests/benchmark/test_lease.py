@@ -94,8 +94,9 @@ def test_who_is_taken_over_is_told(storage, clock):
     second.renew()
 
 
-def test_a_damaged_file_stops_nobody(storage, clock):
-    storage.write("running.json", b"{")
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"by": "me", "process": 3}'])
+def test_a_damaged_file_stops_nobody(storage, clock, text):
+    storage.write("running.json", text)
     storage.write("records.jsonl", b"")
     lease(storage, clock).take()
 

@@ -80,9 +80,11 @@ def test_reports_are_the_same_when_written_again(store):
 
 
 def test_lines_are_those_of_the_last_record_of_a_cell(store):
+    store.append(make_record("random", 0, (0.2,), label="\u05e8\u200f"))
     store.append(make_record("random", 0, (0.2,)))
     store.close()
     lines = record_lines(store.path)
+    assert lines.keys() == {record.key for record in store.load()}
     with store.path.open("a") as file:
         file.write('{"half')
     assert record_lines(store.path) == lines

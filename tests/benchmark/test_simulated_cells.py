@@ -211,6 +211,10 @@ def test_a_place_is_checked(arguments, words):
         Place(**arguments)
 
 
+def test_a_storage_may_be_a_path(tmp_path):
+    assert Place("auto", tmp_path) == Place("auto", str(tmp_path))
+
+
 def test_exptest_sees_the_losses_of_recorded_trainings_and_each_final_seed_is_looked_up(tmp_path):
     recorded = TaskSpec("response-digits-cnn")
     small = study(tasks=(recorded,), methods=("exptest",), workers=1, final_seeds=3)

@@ -118,7 +118,8 @@ class Lease:
             found = json.loads(data)
         except ValueError:
             found = {}
-        return found if isinstance(found, dict) else {}
+        whole = isinstance(found, dict) and isinstance(found.get("process"), dict)
+        return found if whole else {}
 
     def _write(self) -> None:
         self._count += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -45,7 +46,7 @@ class Place:
     """
 
     address: str | None = None
-    storage: str | None = None
+    storage: str | os.PathLike[str] | None = None
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0
 
@@ -54,6 +55,8 @@ class Place:
             raise InvalidValueError(
                 "a cluster needs a storage: give --storage, a path that every node reaches"
             )
+        if isinstance(self.storage, os.PathLike):
+            object.__setattr__(self, "storage", os.fspath(self.storage))
         for name in ("address", "storage"):
             if not isinstance(getattr(self, name), str | None):
                 raise InvalidTypeError(f"{name} must be text, got {getattr(self, name)!r}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_ext._text import markdown as _shown
-from tune_ext._text import visible_values
+from tune_ext._text import visible, visible_values
 from tune_ext.benchmark import html, plots
 from tune_ext.benchmark._unavailable import grouped
 from tune_ext.benchmark.analysis import Across, Analysis, MethodResult, TaskAnalysis, analyse
@@ -190,7 +190,7 @@ def record_lines(path: Path) -> dict[tuple[str, str, int], int]:
                 data = json.loads(line)
                 if "method" in data:
                     label = data.get("label") or data["task"]["name"]
-                    found[label, data["method"], data["seed"]] = number
+                    found[visible(label), data["method"], data["seed"]] = number
     return found
 
 
