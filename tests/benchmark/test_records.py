@@ -82,6 +82,16 @@ def test_damage_elsewhere_is_an_error_that_leaves_the_file_alone(tmp_path, line)
     assert store.path.read_text() == text
 
 
+def test_a_line_that_records_refer_to_is_not_to_be_taken_out(tmp_path):
+    store = RecordStore(tmp_path)
+    store.open(make_study())
+    store.append(make_record(provenance={"git": "abc"}))
+    store.path.write_text(store.path.read_text().replace("abc", "abd"))
+    with pytest.raises(StateError, match=r"line 1.* checksum.* without this line") as caught:
+        store.load()
+    assert "sed" not in str(caught.value)
+
+
 def test_a_changed_study_is_refused_but_more_methods_and_seeds_are_not(tmp_path):
     store = RecordStore(tmp_path)
     store.open(make_study())

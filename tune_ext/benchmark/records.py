@@ -347,10 +347,12 @@ class RecordStore:
                     continue
                 record = CellRecord.from_json(data, known)
             except StateError as error:
+                fix = f"or take the line out (sed -i {number}d) and its cell runs again"
+                if PROVENANCE_SCHEMA.encode() in line:
+                    fix = "without this line the records that refer to it cannot be read"
                 raise StateError(
                     f"{self.path}, line {number}: {error}. Nothing was changed. Put a copy back, "
-                    f"as from --storage; or take the line out (sed -i {number}d) and its cell "
-                    "runs again"
+                    f"as from --storage; {fix}"
                 ) from None
             records[record.key] = record
         self._known = set(known)
