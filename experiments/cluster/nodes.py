@@ -302,7 +302,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     for name, of in runs.items():
         cells = [_cell(of[n]) if n in of else "" for n in nodes]
         what = "every trial" if next(iter(of.values()))["sequence"] else "the answer"
-        same = "yes" if compared(list(of.values())) else "**no**"
+        same = ("yes" if len(of) > 1 else "–") if compared(list(of.values())) else "**no**"
         most = max(run["most of a device"] for run in of.values())
         lines.append(f"| {name} | {' | '.join(cells)} | {what} | {same} | {most:g} |")
     return "\n".join(lines) + "\n"
