@@ -116,10 +116,19 @@ def outcomes_of(case: Case, directory: Path, seed: int) -> Iterator[Outcome]:
         began = time.monotonic()
 
 
-def run_one(case: Case, seed: int, directory: Path) -> None:
-    """Run a case in this process; each outcome is a line as soon as it is known."""
+def run_one(case: Case, seed: int, directory: Path, *, ours: bool = False) -> None:
+    """Run a case in this process; each outcome is a line as soon as it is known.
+
+    Args:
+        case: Which.
+        seed: Of its faults.
+        directory: With a directory "work".
+        ours: Whether to end where Ray's begin.
+    """
     with (directory / "outcomes.jsonl").open("a", encoding="utf-8") as file:
         for outcome in outcomes_of(case, directory / "work", seed):
+            if ours and not outcome.is_ours:
+                return
             file.write(json.dumps(asdict(outcome)) + "\n")
             file.flush()
 
