@@ -85,3 +85,16 @@ def test_a_driver_that_was_taken_over_ends(storage: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(time, "monotonic", lambda: 1e12)
     with pytest.raises(StateError, match="another driver"):
         first.renew()
+
+
+def test_what_ray_copies_back_at_a_saving_is_not_the_mark_of_the_driver_before(
+    storage: Any, tmp_path: Path
+) -> None:
+    """Ray restores the JSON files of an experiment into a directory of its own first."""
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    (staging / FILE_NAME).write_text("of the driver before")
+    (staging / "experiment_state.json").write_text("Ray's")
+    storage.experiment_driver_staging_path = str(staging)
+    DriverMark().hold(SimpleNamespace(storage=storage))
+    assert [path.name for path in staging.iterdir()] == ["experiment_state.json"]

@@ -15,7 +15,7 @@ from typing import Any
 from tune_ext._process import is_alive, this_process
 from tune_ext.errors import StateError
 from tune_ext.raytune._base import as_number
-from tune_ext.raytune._records import JsonFile, identity
+from tune_ext.raytune._records import JsonFile, beside, identity
 
 __all__ = ["FILE_NAME", "DriverMark"]
 
@@ -54,11 +54,10 @@ class DriverMark:
         storage = getattr(trial, "storage", None)
         if storage is None or self._where == identity(storage):
             return
-        path = f"{storage.experiment_fs_path}/{FILE_NAME}"
-        file = JsonFile(storage.storage_filesystem, path)
+        file = beside(storage, FILE_NAME)
         found = file.read()
         if _is_others(found) and self._renews(file, found):
-            raise _told(found, path)
+            raise _told(found, file.path)
         self._where, self._file = identity(storage), file
         self._write()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from tune_ext._json import loads
 from tune_ext._sealed import seal, unseal
 from tune_ext.raytune._base import RESERVED_KEY
 
-__all__ = ["FinishedTrials", "JsonFile", "checkpoint_of", "finish", "identity"]
+__all__ = ["FinishedTrials", "JsonFile", "beside", "checkpoint_of", "finish", "identity"]
 
 _VERSION = 1
 
@@ -67,6 +68,25 @@ class JsonFile:
             logger.warning("Cannot write %s: %r", self.path, error)
 
 
+def beside(storage: Any, name: str) -> JsonFile:
+    """A document in the directory of an experiment, which a restore by Ray does not turn back.
+
+    When Ray restores, it copies all JSON files of that directory into one of its own, and that one
+    over the directory whenever it saves: what was written meanwhile would be as it was before.
+
+    Args:
+        storage: The storage context of any trial of the experiment.
+        name: Of the file.
+    """
+    staging = getattr(storage, "experiment_driver_staging_path", None)
+    if staging is not None:
+        try:
+            Path(staging, name).unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("Cannot remove %s from %s: %r", name, staging, error)
+    return JsonFile(storage.storage_filesystem, f"{storage.experiment_fs_path}/{name}")
+
+
 class FinishedTrials:
     """What finished in one experiment, of this session and of those before it.
 
@@ -78,7 +98,7 @@ class FinishedTrials:
 
     def __init__(self, storage: Any, name: str, kind: str) -> None:
         self._storage, self._kind = identity(storage), kind
-        self._file = JsonFile(storage.storage_filesystem, f"{storage.experiment_fs_path}/{name}")
+        self._file = beside(storage, name)
         self._records = self._read()
         self._earlier = dict(self._records)
 
