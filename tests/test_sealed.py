@@ -78,7 +78,7 @@ def test_no_bit_of_a_record_flips_unnoticed(tmp_path: Path):
         hurt = bytearray(whole)
         hurt[place] ^= 1 << int(random.integers(8))
         store.path.write_bytes(hurt)
-        with pytest.raises(StateError, match=r"line [123]: .* runs again"):
+        with pytest.raises(StateError, match=r"line (1|[23]: .* runs again)"):
             store.load(repair=True)
         assert store.path.read_bytes() == hurt
 

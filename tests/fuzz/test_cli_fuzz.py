@@ -265,6 +265,14 @@ def test_a_full_disk_is_one_line(home, monkeypatch):
     assert "goes on from it" in error
 
 
-def test_nothing_of_this_started_ray():
+def has_ray():
     ray = sys.modules.get("ray")
-    assert ray is None or not ray.is_initialized()
+    return ray is not None and ray.is_initialized()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_this_starts_ray():
+    """Other tests of this process may have started it."""
+    before = has_ray()
+    yield
+    assert has_ray() == before

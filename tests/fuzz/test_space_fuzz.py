@@ -47,7 +47,7 @@ def attempt(make, *arguments):
     """A domain, or the text "none" where Tune itself refuses to make it."""
     try:
         return make(*arguments)
-    except (ValueError, TypeError, AssertionError, OverflowError, AttributeError):
+    except (ValueError, TypeError, AssertionError, ArithmeticError, AttributeError):
         return "none"
 
 
