@@ -121,7 +121,7 @@ def _train(config: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore::tune_ext.image_growth.TransferWarning")
 def test_halving_within_every_image_size(tmp_path: Path) -> None:
-    search = ImageGrowthSearch("random", [(8, 8), (16, 6)], seed=0)
+    search = ImageGrowthSearch("random", [(8, 6), (16, 5)], seed=0)
     grouped = GroupedScheduler(
         lambda: ASHAScheduler("t", max_t=9, grace_period=1, reduction_factor=3)
     )
@@ -135,6 +135,7 @@ def test_halving_within_every_image_size(tmp_path: Path) -> None:
             scheduler=grouped,
             num_samples=-1,
             max_concurrent_trials=1,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     ).fit()
@@ -142,5 +143,5 @@ def test_halving_within_every_image_size(tmp_path: Path) -> None:
         size: [r.metrics["t"] for r in results if r.config["image_size"] == size]
         for size in (8, 16)
     }
-    assert {size: len(ends) for size, ends in epochs.items()} == {8: 8, 16: 6}
+    assert {size: len(ends) for size, ends in epochs.items()} == {8: 6, 16: 5}
     assert all(max(ends) == 9 and min(ends) < 9 for ends in epochs.values())
