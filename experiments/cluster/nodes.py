@@ -49,6 +49,12 @@ from trained import Formula
 from turns import Turns, start_desk
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from tests.own_ray import be_patient  # noqa: E402
+
 GPU = 0.5
 PATIENCE = 150.0
 
@@ -77,23 +83,11 @@ def _ports() -> dict[str, int]:
 
 
 def patient(services: Any) -> None:
-    """Let a node take its time to register; Ray gives up after 30 s, and nothing changes that."""
-    ask = services.get_node
-    if ask.__name__ != "get_node":
-        return
-
-    def get_patiently(*arguments: Any, **named: Any) -> Any:
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return ask(*arguments, **named)
-            except RuntimeError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.5)
-
-    services.get_node = get_patiently
+    """Let a node take its time to register, and tell its raylet the agent's port."""
+    be_patient(PATIENCE)
     start = services.start_ray_process
+    if start.__name__ == "start_told":
+        return
 
     def start_told(command: list[str], *arguments: Any, **named: Any) -> Any:
         """The raylet has a flag for this agent's port as well; Ray does not use it."""
