@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from outcome import Outcome
 
 RESULTS = Path(__file__).parent / "results" / "chaos.json"
 KINDS = {
@@ -43,32 +45,27 @@ KINDS = {
 
 def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """The lines of the table in Markdown."""
-    outcomes = [outcome for entry in entries for outcome in entry["outcomes"]]
+    outcomes = [Outcome(**row) for entry in entries for row in entry["outcomes"]]
     lines = [
         "| fault | ours: injected | survived | results lost | Ray's: injected | survived | "
         "results lost | how Ray's end |",
         "|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for title, cases in KINDS.items():
-        own, rays = ([o for o in _of(outcomes, cases) if _is_rays(o) == is_it] for is_it in (0, 1))
-        if own or rays:
-            ends = sorted({o["ended"] for o in rays if o["survived"] < o["injected"]})
+        of_kind = [outcome for outcome in outcomes if outcome.case in cases]
+        own = [outcome for outcome in of_kind if outcome.is_ours]
+        rays = [outcome for outcome in of_kind if not outcome.is_ours]
+        if of_kind:
+            ends = sorted({o.ended for o in rays if o.survived < o.injected})
             lines.append(f"| {title} | {_sums(own)} | {_sums(rays)} | {', '.join(ends) or '–'} |")
     return lines
 
 
-def _of(outcomes: Sequence[Mapping[str, Any]], cases: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    return (outcome for outcome in outcomes if outcome["case"] in cases)
-
-
-def _is_rays(outcome: Mapping[str, Any]) -> bool:
-    return str(outcome["system"]).startswith("ray: ")
-
-
-def _sums(outcomes: Sequence[Mapping[str, Any]]) -> str:
-    names = ("injected", "survived", "lost_results")
-    sums = [f"{sum(o[name] for o in outcomes):,}" for name in names]
-    return " | ".join(sums if outcomes else ["–"] * len(names))
+def _sums(outcomes: Sequence[Outcome]) -> str:
+    if not outcomes:
+        return "– | – | –"
+    sums = zip(*((o.injected, o.survived, o.lost_results) for o in outcomes), strict=True)
+    return " | ".join(f"{sum(column):,}" for column in sums)
 
 
 if __name__ == "__main__":

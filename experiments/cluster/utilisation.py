@@ -262,20 +262,10 @@ SYSTEMS = {
 class Idle(hyperband.Idle):
     """Also of searches that end by themselves, and of schedulers that pause nothing."""
 
-    def __call__(self, controller: Any, **options: Any) -> Any:
-        """As the scheduler's; what was so before the clock went on counts until now."""
-        actors = controller._actor_manager
-        self.avoidable += self.wasted * (actors.clock - self.clock)
-        self.clock = actors.clock
-        chosen = self.choose(controller, **options)
-        idle = self.workers - sum(event.time > event.begun for event in actors._events)
-        self.wasted = idle if idle and (self.more() or self.promotable(controller)) else 0
-        return chosen
-
     def more(self) -> bool:
         """Whether there is something that has not been begun."""
         if hasattr(self.search, "left"):
-            return bool(self.search.left)
+            return super().more()
         core = self.search._core
         return not core.finished and bool(self.search._queue or copy.deepcopy(core).ask(1))
 

@@ -116,9 +116,12 @@ class Idle:
         self.clock = actors.clock
         chosen = self.choose(controller, **options)
         idle = self.workers - sum(event.time > event.begun for event in actors._events)
-        possible = self.search.left > 0 or self.promotable(controller)
-        self.wasted = idle if idle and possible else 0
+        self.wasted = idle if idle and (self.more() or self.promotable(controller)) else 0
         return chosen
+
+    def more(self) -> bool:
+        """Whether there is something that has not been begun."""
+        return bool(self.search.left > 0)
 
     def promotable(self, controller: Any) -> bool:
         """Whether a trial that is paused may go on by the rule."""
