@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from tune_ext._growth_stages import is_legal, spread
+from tune_ext._growth_stages import KINDS, is_legal, spread
 from tune_ext._narrowing import describe, narrow
 from tune_ext._transfer import EXPECTED, believed, measure_transfer, translate_losses
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
@@ -209,6 +209,30 @@ def test_the_kinds_of_a_later_stage_in_their_order() -> None:
 def test_the_paper_has_1500_evaluations() -> None:
     assert sum(count for _, count in PAPER_SIZES) == 1500
     assert ImageGrowth(line()).sizes == [32, 64, 128]
+
+
+class Counted(list[Any]):
+    """A list that knows how often all of it was looked at."""
+
+    walks = 0
+
+    def __iter__(self) -> Any:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_a_trial_costs_the_same_however_many_there_were() -> None:
+    growth = ImageGrowth(line(), [(8, 300), (16, 300)], transfer=1.0, seed=0)
+    lists = []
+    for stage in growth._stages:
+        stage.trials = Counted()
+        lists += [stage.trials]
+        for kind in KINDS:
+            stage._kinds[kind] = Counted()
+            lists += [stage._kinds[kind]]
+    played(growth, lambda config, size: config["x"], workers=4)
+    assert sum(map(len, lists)) == 2 * 600
+    assert sum(counted.walks for counted in lists) < 40  # at the change of size, not at a trial
 
 
 def test_a_straggler_holds_nobody_and_still_counts_until_it_is_decided() -> None:

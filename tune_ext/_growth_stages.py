@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,16 +121,39 @@ class Stage:
         best: Configurations that are evaluated again if it is good.
         carried: None until it is decided.
         begun: Whether the configurations above were chosen.
+        live: Those of the trials that have not ended, by their names.
     """
 
     size: int
     evaluations: int
-    trials: list[Trial] = field(default_factory=list)
     reserved: set[str] = field(default_factory=set)
     probes: list[dict[str, Any]] = field(default_factory=list)
     best: list[dict[str, Any]] = field(default_factory=list)
     carried: Carried | None = None
     begun: bool = False
+    trials: list[Trial] = field(default_factory=list, init=False)
+    live: dict[str, Trial] = field(default_factory=dict, init=False)
+    _named: dict[str, Trial] = field(default_factory=dict, init=False)
+    _kinds: dict[str, list[Trial]] = field(default_factory=lambda: defaultdict(list), init=False)
+
+    # No call below that is made for every trial may take longer the more there are.
+
+    def add(self, trial: Trial) -> None:
+        """One more has begun, or had."""
+        self.trials.append(trial)
+        self._named[trial.name] = trial
+        self._kinds[trial.kind].append(trial)
+        if not trial.done:
+            self.live[trial.name] = trial
+
+    def find(self, name: str) -> Trial | None:
+        """The trial of a name."""
+        return self._named.get(name)
+
+    def end(self, trial: Trial, loss: float | None) -> None:
+        """One has ended; again, if its result comes after all."""
+        trial.done, trial.loss = True, loss
+        self.live.pop(trial.name, None)
 
     def issued(self) -> int:
         """Trials that were asked for."""
@@ -137,11 +161,15 @@ class Stage:
 
     def done(self) -> int:
         """Trials that have ended."""
-        return sum(trial.done for trial in self.trials)
+        return len(self.trials) - len(self.live)
+
+    def count(self, kind: str) -> int:
+        """Trials of a kind."""
+        return len(self._kinds[kind])
 
     def of(self, *kinds: str) -> list[Trial]:
-        """Trials of some kinds, in order."""
-        return [trial for trial in self.trials if trial.kind in kinds]
+        """Trials of some kinds, each kind in order."""
+        return [trial for kind in kinds for trial in self._kinds[kind]]
 
     def ranked(self) -> list[tuple[float, Trial]]:
         """Losses that are carried, the best first; of each configuration the best only."""
@@ -187,15 +215,17 @@ class Stage:
             number = None if loss is None else as_number("loss", loss)
             trials.append(Trial(name, kind, dict(config), number, bool(done), bool(late)))
         carried = state["carried"]
-        return cls(
+        made = cls(
             size=check_count("a size", state["size"]),
             evaluations=check_count("evaluations", state["evaluations"], 0),
-            trials=trials,
             probes=[dict(config) for config in state["probes"]],
             best=[dict(config) for config in state["best"]],
             carried=None if carried is None else Carried.from_json(carried),
             begun=bool(state["begun"]),
         )
+        for trial in trials:
+            made.add(trial)
+        return made
 
 
 def check_sizes(sizes: Any) -> list[tuple[int, int]]:

@@ -161,14 +161,14 @@ class ImageGrowth:
         if turn.config is None:
             stage.reserved.add(trial)
         else:
-            stage.trials.append(Trial(trial, turn.kind, dict(turn.config)))
+            stage.add(Trial(trial, turn.kind, dict(turn.config)))
         return turn
 
     def accept(self, trial: str, config: Mapping[str, Any]) -> None:
         """What the stage's own optimiser has said for a turn."""
         stage = self._reserved(trial)
         stage.reserved.discard(trial)
-        stage.trials.append(Trial(trial, "own", plain(dict(config))))
+        stage.add(Trial(trial, "own", plain(dict(config))))
 
     def withdraw(self, trial: str) -> None:
         """The optimiser had nothing for a turn: as if it had not been asked for."""
@@ -191,11 +191,12 @@ class ImageGrowth:
         number = self._where.get(trial)
         if number is None:
             return None
-        found = next((t for t in self._stages[number].trials if t.name == trial), None)
+        stage = self._stages[number]
+        found = stage.find(trial)
         finite = float(loss) if loss is not None and math.isfinite(loss) else None
         if found is None or (found.done and (found.loss is not None or finite is None)):
             return None
-        found.done, found.loss = True, finite
+        stage.end(found, finite)
         after = self._stages[number + 1] if number + 1 < len(self._stages) else None
         found.late = after is not None and after.carried is not None
         return number, dict(found.config)
@@ -215,7 +216,7 @@ class ImageGrowth:
     @property
     def live(self) -> list[str]:
         """The names of trials that have not ended."""
-        return [t.name for s in self._stages for t in s.trials if not t.done]
+        return [name for stage in self._stages for name in stage.live]
 
     def carried(self, stage: int) -> Carried:
         """What a stage's own optimiser begins with.
@@ -230,9 +231,8 @@ class ImageGrowth:
 
     def own_evaluations(self, stage: int) -> int:
         """How many evaluations of a stage its own optimiser has, those it had included."""
-        return self._stages[stage].evaluations - sum(
-            trial.kind != "own" for trial in self._stages[stage].trials
-        )
+        known = self._stages[stage]
+        return known.evaluations - len(known.trials) + known.count("own")
 
     def trials(self, stage: int) -> list[Trial]:
         """The evaluations of a stage in the order of their start; copies."""
@@ -283,8 +283,7 @@ class ImageGrowth:
         stage, before = self._stages[number], self._stages[number - 1]
         if stage.begun:
             return True
-        awaited = any(not trial.done for trial in before.trials)
-        if awaited and before.done() < math.ceil(self._enough * before.evaluations):
+        if before.live and before.done() < math.ceil(self._enough * before.evaluations):
             return False
         ranked = [trial for _, trial in before.ranked()]
         half = max(1, stage.evaluations // 2)
@@ -302,7 +301,7 @@ class ImageGrowth:
     def _next(self, number: int) -> Turn | None:
         """The next turn of a stage; None: wait."""
         stage = self._stages[number]
-        given, probed, again = (len(stage.of(kind)) for kind in ("given", "probe", "best"))
+        given, probed, again = (stage.count(kind) for kind in ("given", "probe", "best"))
         if number == 0:
             if given < len(self._points):
                 return self._turn(number, "given", self._points[given])
@@ -369,7 +368,7 @@ class ImageGrowth:
     def _bridge(self, number: int) -> dict[str, Any]:
         best = self._stages[number - 1].top(self._top)
         space = narrow(self.space, best, _HALF_WAY, floor=self._floor)
-        return self.draw(space, "bridge", number, len(self._stages[number].of("bridge")))
+        return self.draw(space, "bridge", number, self._stages[number].count("bridge"))
 
     def _warn(self, before: int, size: int, transfer: Transfer) -> None:
         said = "is not known" if transfer.correlation is None else f"is {transfer.correlation:.2f}"
