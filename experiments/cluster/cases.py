@@ -75,6 +75,15 @@ def _growth() -> tuple[Any, Any]:
     return tune_ext.ImageGrowthSearch("tpe", sizes, metric="loss", mode="min", seed=0), None
 
 
+def _grouped() -> tuple[Any, Any]:
+    from ray.tune.schedulers import ASHAScheduler
+
+    sizes = [(16, 5), (32, 4), (64, 3)]
+    search = tune_ext.ImageGrowthSearch("random", sizes, metric="loss", mode="min", seed=0)
+    asha = {"metric": "loss", "mode": "min", "max_t": 4, "grace_period": 2, "reduction_factor": 2}
+    return search, tune_ext.GroupedScheduler(lambda: ASHAScheduler(**asha))
+
+
 def _smac() -> tuple[Any, Any]:
     return SMACSearch(metric="loss", mode="min", n_trials=10, seed=0), None
 
@@ -90,5 +99,6 @@ CASES: dict[str, Case] = {
     "BOHB + HyperBand, asynchronous": Case(lambda: _bohb(True), space=_DECAY, trials=13),
     "BOHB + HyperBand, scaled to the architecture": Case(_scaled_bohb, space=_DEPTH, trials=13),
     "image growth (TPE)": Case(_growth, space=_DECAY),
+    "image growth (random), ASHA at every size": Case(_grouped, space=_DECAY),
     "SMAC": Case(_smac, space=_DECAY, trials=10),
 }
