@@ -33,7 +33,7 @@ def test_the_package_starts_neither_torch_nor_ray() -> None:
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [
-        ("tune_ext.autohyper, tune_ext.errors, tune_ext._random", ("ray", "torch")),
+        ("tune_ext.autohyper, tune_ext.errors, tune_ext._random, tune_ext._mark", ("ray", "torch")),
         ("tune_ext.exptest, tune_ext._loss_monitor, tune_ext._losses", ("ray", "torch")),
         ("tune_ext.lowrank", ("ray",)),
         ("tune_ext.importance", ("ray", "torch", "sklearn")),

@@ -81,6 +81,30 @@ def test_a_run_on_another_machine_is_watched(storage, clock, renews):
         assert clock.now == 45
 
 
+def test_a_run_on_another_machine_that_ends_is_not_waited_for_any_longer(storage, clock):
+    lease(storage, clock).take()
+    elsewhere(storage, host="elsewhere")
+    clock.asleep.append(lambda: storage.remove("running.json"))
+    lease(storage, clock).take()
+    assert clock.now == 2  # a file that is missing once may be being replaced
+
+
+def test_a_file_that_is_missing_for_a_moment_is_still_held(storage, clock):
+    lease(storage, clock).take()
+    elsewhere(storage, host="elsewhere")
+    told = storage.read("running.json")
+
+    def replace():
+        if clock.now == 1:
+            storage.remove("running.json")
+        else:
+            storage.write("running.json", told.replace(b'"count": 1', b'"count": 2'))
+
+    clock.asleep.append(replace)
+    with pytest.raises(StateError, match="on elsewhere"):
+        lease(storage, clock).take()
+
+
 def test_who_is_taken_over_is_told(storage, clock):
     first, second = lease(storage, clock), lease(storage, clock)
     first.take()
@@ -120,7 +144,7 @@ def test_who_was_taken_over_sends_nothing_any_more(tmp_path, storage):
         (tmp_path / "one" / "records.jsonl").write_bytes(b"{}\n")
         storage.remove("running.json")
         with two.held():
-            one._lease._next = 0.0
+            one._lease._mark._next = 0.0
             with pytest.raises(StateError, match="another run"):
                 one.renew()
             one.put(now=True)
