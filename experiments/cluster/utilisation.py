@@ -70,7 +70,7 @@ WORKERS = (2, 4, 8)
 KINDS = ("lognormal", "straggler")
 CONFIGURATIONS = 48
 R, SIGMA, STRAGGLER, SLOWER = hyperband.R, 0.8, 5, 20.0
-TICK = 0.1
+TICK = 0.3
 MINIMUM = hyperband.MINIMUM
 SPACE = {"level": tune.uniform(0, 1), "other": tune.uniform(0, 1)}
 BOTH = {"lr": tune.loguniform(1e-6, 10.0), "weight_decay": tune.loguniform(1e-8, 1.0)}
@@ -410,25 +410,30 @@ def measure(seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def measure_real(rows: list[dict[str, Any]], only: list[str]) -> list[dict[str, Any]]:
-    """A row for each run on Ray, of one seed."""
+def measure_real(
+    rows: list[dict[str, Any]], made: list[dict[str, Any]], only: list[str]
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of runs on Ray, of one seed: what is made already, and one more each time."""
     from nodes import started
+
+    known = {(row["system"], row["workers"]) for row in made}
 
     done = {
         (row["system"], row["workers"]): row["trials"]
         for row in rows
         if row["seed"] == 0 and row["kind"] == "lognormal" and not row["hung"]
     }
-    made = []
     with started([{"num_cpus": 8}]):
         for workers in WORKERS:
             for name in only:
                 trials = SYSTEMS[name].trials
                 if isinstance(trials, str) and (trials, workers) not in done:
                     continue  # nothing says how many
-                made.append(real(name, 0, workers, count(name, done, workers)))
+                if (name, workers) in known:
+                    continue
+                made = [*made, real(name, 0, workers, count(name, done, workers))]
                 print(json.dumps(made[-1]), flush=True)
-    return made
+                yield made
 
 
 def main() -> None:
@@ -442,12 +447,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "utilisation.json"
     report = json.loads(path.read_text()) if path.exists() else {}
-    if options.real:
-        report["real"] = measure_real(report.get("simulated", []), options.systems)
-        report["provenance of real"] = provenance()
-    else:
-        report |= {"simulated": measure(options.seeds), "provenance": provenance()}
     report |= {"configurations": CONFIGURATIONS, "max_t": R, "sigma": SIGMA, "slower": SLOWER}
+    if options.real:
+        simulated, made = report.get("simulated", []), report.get("real", [])
+        for rows in measure_real(simulated, made, options.systems):
+            report |= {"real": rows, "provenance of real": provenance(), "tick": TICK}
+            path.write_text(json.dumps(report, indent=1) + "\n")
+        return
+    report |= {"simulated": measure(options.seeds), "provenance": provenance()}
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
