@@ -388,6 +388,8 @@ def test_what_is_believed_goes_from_what_is_expected_to_what_is_seen() -> None:
         assert weights == sorted(weights, reverse=rho < EXPECTED)
         assert weights[-1] == pytest.approx(max(0.0, rho), abs=0.02)
     assert [round(believed(4, rho), 2) for rho in (-1.0, 0.0, 1.0)] == [0.06, 0.51, 0.79]
+    assert believed(4, 0.9, expected=0.9) == pytest.approx(0.9)
+    assert measure_transfer([], expected=0.3).weight == 0.3
     few = [(0, 0), (1, 1), (2, 2)], [(0, 0), (1, 2), (2, 1)], []
     assert {measure_transfer(pairs).weight for pairs in few} == {EXPECTED}
     assert measure_transfer([(0, None), (1, None)]).weight == 0, "none works at the larger size"

@@ -59,12 +59,13 @@ class Transfer:
     weight: float
 
 
-def measure_transfer(pairs: Pairs) -> Transfer:
+def measure_transfer(pairs: Pairs, expected: float = EXPECTED) -> Transfer:
     """The agreement of losses at two sizes.
 
     Args:
         pairs: (loss at the smaller size, loss at the larger or None if it failed) for each
             configuration; lower is better.
+        expected: The correlation before any pairs.
 
     >>> measure_transfer([]).weight
     0.6
@@ -82,30 +83,31 @@ def measure_transfer(pairs: Pairs) -> Transfer:
     if n and all(loss is None for _, loss in pairs):
         return Transfer(n, None, 0.0)
     if n < MIN_PAIRS:
-        return Transfer(n, None, EXPECTED)
+        return Transfer(n, None, expected)
     small = rankdata([small for small, _ in pairs])
     large = rankdata([math.inf if loss is None else loss for _, loss in pairs])
     if np.ptp(small) == 0 or np.ptp(large) == 0:
-        return Transfer(n, None, EXPECTED)
+        return Transfer(n, None, expected)
     rho = float(np.clip(np.corrcoef(small, large)[0, 1], -1.0, 1.0))
     if rho > 1 - 1e-12:
         rho = 1.0
-    return Transfer(n, rho, believed(n, rho))
+    return Transfer(n, rho, believed(n, rho, expected))
 
 
-def believed(pairs: int, correlation: float) -> float:
+def believed(pairs: int, correlation: float, expected: float = EXPECTED) -> float:
     """What is to be believed of a correlation of so many pairs, 0 where that is negative.
 
     Args:
         pairs: At least `MIN_PAIRS`.
         correlation: Theirs.
+        expected: The correlation before any pairs.
 
     >>> [round(believed(n, 0.0), 2) for n in (4, 10, 40)]
     [0.51, 0.26, 0.07]
     """
     before, given = 1 / SPREAD**2, (pairs - 3) / 1.06
     seen = math.atanh(min(max(correlation, -_MOST), _MOST))
-    return max(0.0, math.tanh((before * math.atanh(EXPECTED) + given * seen) / (before + given)))
+    return max(0.0, math.tanh((before * math.atanh(expected) + given * seen) / (before + given)))
 
 
 def translate_losses(losses: Sequence[float], pairs: Pairs, weight: float) -> list[float]:

@@ -30,8 +30,8 @@ from ConfigSpace import Configuration
 from importances import load
 from scipy.stats import spearmanr
 
-from tune_ext import ImageGrowthSearch, _transfer, image_growth
-from tune_ext._transfer import Transfer
+from tune_ext import ImageGrowthSearch, image_growth
+from tune_ext._transfer import Transfer, measure_transfer
 from tune_ext.raytune._play import play
 
 HERE = Path(__file__).parent
@@ -121,14 +121,10 @@ def rules() -> dict[str, Rule]:
         return lambda pairs: Transfer(len(pairs), None, weight)
 
     def expecting(correlation: float) -> Rule:
-        def rule(pairs: Pairs) -> Transfer:
-            with mock.patch.object(_transfer, "EXPECTED", correlation):
-                return _transfer.measure_transfer(pairs)
-
-        return rule
+        return lambda pairs: measure_transfer(pairs, correlation)
 
     def pairs_alone(pairs: Pairs) -> Transfer:
-        found, n = _transfer.measure_transfer(pairs), len(pairs)
+        found, n = measure_transfer(pairs), len(pairs)
         rho = found.correlation or 0.0
         squared = 1 - (1 - rho**2) * (n - 1) / max(1, n - 2)
         return Transfer(n, rho, math.sqrt(squared) if rho > 0 and squared > 0 else 0.0)
