@@ -16,12 +16,13 @@ import pytest
 
 from tests.benchmark.examples import make_record, make_study
 from tests.benchmark.test_growth_methods import Pixels
+from tune_ext.benchmark import tasks
 from tune_ext.benchmark.methods import METHODS
 from tune_ext.benchmark.records import RecordStore
 from tune_ext.benchmark.stats import Interval
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.benchmark.study_file import load_study
-from tune_ext.errors import StateError
+from tune_ext.errors import InvalidValueError, StateError
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "image_growth"
 MODULES = ("gains", "report", "importances")
@@ -56,11 +57,13 @@ class SizedTask(Pixels):
 
 @pytest.fixture(scope="module")
 def study():
-    """The study's modules by their plain names."""
+    """The study's modules by their plain names; a record may name the task as one of ours."""
+    tasks._TASKS[SizedTask.name] = SizedTask
     sys.path.insert(0, str(FOLDER))
     try:
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
     finally:
+        del tasks._TASKS[SizedTask.name]
         sys.path.remove(str(FOLDER))
         for name in MODULES:
             sys.modules.pop(name, None)
@@ -98,7 +101,7 @@ def cell(method, seed, error, seconds, trials=(), device="cpu", **changes):
         method,
         seed,
         (error,),
-        task={"name": SIZED, "options": {"device": device}},
+        task={"name": SizedTask.name, "options": {"device": device}},
         label="images",
         trials=list(trials),
         cpu_seconds=seconds,
@@ -195,6 +198,15 @@ def test_the_interval_of_the_change_keeps_seeds_together(study):
     found = study.gains.relative_change(np.column_stack([first, 1.1 * first]))
     assert found == pytest.approx((0.1, 0.1, 0.1))
     assert math.isnan(study.gains.relative_change(np.array([[0.1, 0.2]])).low)
+
+
+def test_a_record_cannot_have_code_of_any_module_run(study):
+    made = [
+        replace(cell(m, 0, 0.2, 1.0), task={"name": SIZED, "options": {}})
+        for m in ("tpe", "tpe+growth")
+    ]
+    with pytest.raises(InvalidValueError, match="which a file alone may not run"):
+        study.gains.gains(study.gains.cells(made))
 
 
 def test_old_records_have_the_seconds_of_the_clock(study):

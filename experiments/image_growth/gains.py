@@ -17,7 +17,7 @@ import numpy as np
 from tune_ext.benchmark._cost import trains_on_cpu
 from tune_ext.benchmark.records import CellRecord
 from tune_ext.benchmark.stats import Interval, bootstrap_iqm, interquartile_mean
-from tune_ext.benchmark.study import TaskSpec
+from tune_ext.benchmark.study import recorded_task
 
 SUFFIX = "+growth"
 GOAL_SAVED, GOAL_WORSE = 0.30, 0.02
@@ -172,7 +172,7 @@ def _cost(record: CellRecord, trial: Mapping[str, Any]) -> float:
 
 
 def _on_cpu(record: CellRecord) -> bool:
-    return trains_on_cpu(_task(record))
+    return trains_on_cpu(recorded_task(record.task))
 
 
 def _gain(task: str, method: str, pairs: Sequence[tuple[CellRecord, CellRecord]]) -> Gain:
@@ -236,11 +236,7 @@ def _error(trial: Mapping[str, Any]) -> float:
 
 def full_size(record: CellRecord) -> int:
     """The full image size of a record's task."""
-    return int(_task(record).image_sizes[-1])
-
-
-def _task(record: CellRecord) -> Any:
-    return TaskSpec(record.task["name"], record.task["options"]).create()
+    return int(recorded_task(record.task).image_sizes[-1])
 
 
 def trials_at(record: CellRecord, size: int) -> list[dict[str, Any]]:
@@ -255,7 +251,7 @@ def stages(found: Cells) -> Iterator[dict[str, Any]]:
         records = [r for r in group.values() if r.details.get("stages")]
         if not method.endswith(SUFFIX) or not records:
             continue
-        for place, size in enumerate(_task(records[0]).image_sizes):
+        for place, size in enumerate(recorded_task(records[0].task).image_sizes):
             rows = [r.details["stages"][place] for r in records if len(r.details["stages"]) > place]
             costs = [_cost(r, t) for r in records for t in trials_at(r, size)]
             known = [row["correlation"] for row in rows if row.get("correlation") is not None]

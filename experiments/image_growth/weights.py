@@ -58,10 +58,10 @@ class World:
     def __init__(self, path: Path, shift: float) -> None:
         from sklearn.ensemble import ExtraTreesRegressor
 
-        from tune_ext.benchmark.study import TaskSpec
+        from tune_ext.benchmark.study import recorded_task
 
         head = json.loads(path.open(encoding="utf-8").readline())["task"]
-        self.space = TaskSpec(head["name"], head["options"]).create().space
+        self.space = recorded_task(head).space
         self._shift, self._rate = shift, list(self.space).index("learning_rate")
         self._trees: dict[int, list[Any]] = {}
         rows = load(path)

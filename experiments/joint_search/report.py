@@ -32,7 +32,7 @@ from tune_ext.benchmark.stats import (
     paired_difference,
     standard_error,
 )
-from tune_ext.benchmark.study import TaskSpec
+from tune_ext.benchmark.study import recorded_task
 from tune_ext.errors import StateError, TuneExtError
 
 HERE = Path(__file__).parent
@@ -152,7 +152,7 @@ def _parameters(records: Sequence[CellRecord]) -> float | None:
 
     counts = []
     for record in records:
-        task = TaskSpec(**record.task).create()
+        task = recorded_task(record.task)
         if not task.searches_architecture:
             return None
         with torch.device("meta"):
