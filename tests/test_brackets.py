@@ -145,6 +145,26 @@ def test_the_last_runner_fails_while_its_peers_are_paused():
     assert [play.promote() for _ in range(4)] == ["a", "b", "c", None]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_failure_is_one_at_the_rung_that_the_trial_trained_for(asynchronous: bool):
+    """Nobody else has been there: what results there are says nothing of it."""
+    play = Brackets(bracket_table(9, 3), 3, asynchronous=asynchronous)
+    first = [play.add(str(i)) for i in range(17)]
+    assert [play.fail(str(i)) for i in (0, 9, 14)] == [1, 3, 9]
+    assert [first[i] for i in (0, 9, 14)] == [1, 3, 9]
+    for i in range(1, 9):
+        play.report(str(i), 1, float(i))
+    promoted = play.promote() or "1"  # or it has gone on at once
+    assert play.budget(promoted) == 3
+    assert play.report(promoted, 2, math.nan) is Decision.CONTINUE
+    assert play.fail(promoted) == 3
+    assert play.fail("8") == 3  # it waited, and its result is known
+    assert play.fail(promoted) is None
+    assert play.report("10", 3, math.nan) is Decision.STOP
+    assert play.fail("10") is None
+    assert play.fail("a stranger") is None
+
+
 def test_a_full_bracket_opens_the_next_one():
     play = Brackets(bracket_table(9, 3))
     first = [play.add(str(i)) for i in range(9)]

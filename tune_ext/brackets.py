@@ -143,18 +143,25 @@ class Brackets(Rules):
         self._decide(play)
         return self._go_on_at_once(trial)
 
-    def fail(self, trial: str) -> None:
-        """A trial has failed or was removed: it is out, and holds nobody up."""
+    def fail(self, trial: str) -> float | None:
+        """A trial has failed or was removed: it is out, and holds nobody up.
+
+        Returns:
+            The budget of the next result that it would have been judged by; None if it is not
+            in, or nothing was to come of it.
+        """
         if trial not in self._home:
-            return
+            return None
         play, index = self._home[trial]
+        level, due = self._plays[play].levels[index], None
         if trial not in self._gone:
             self._failed.add(trial)
+            due = float(self._rungs(play)[index + (trial in level.outcome)].budget)
         self._leave(trial)
-        level = self._plays[play].levels[index]
         if not level.decided:
             level.settle(trial, None, self._number[trial])
         self._decide(play)
+        return due
 
     def end(self, trial: str, loss: float | None) -> None:
         """A trial has ended by itself before its rung did; it cannot go on."""

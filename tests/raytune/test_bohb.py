@@ -318,6 +318,77 @@ def test_a_failure_before_the_first_rung_is_remembered_at_it() -> None:
     assert search._model.counts() == {40.0: 2}
 
 
+class _Ill(_Trained):
+    """The best, above .9, are ill from some epoch on: they raise, or report what is no number."""
+
+    def __init__(self, config: dict[str, Any], how: Any, since: int) -> None:
+        super().__init__(config)
+        self.how, self.since = how, since
+
+    def step(self) -> dict[str, Any]:
+        self.epoch += 1
+        if self.config["x"] <= 0.9 or self.epoch < self.since:
+            return {"loss": 1 - self.config["x"], "seconds": 1.0}
+        if self.how == "raise":
+            raise RuntimeError("as planned")
+        return {"seconds": 1.0, **({} if self.how == "missing" else {"loss": self.how})}
+
+
+@pytest.mark.parametrize("since", [1, 2])
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("limited", [False, True])
+def test_however_a_trial_fails_it_teaches_the_same(
+    tmp_path: Path, asynchronous: bool, limited: bool, since: int
+) -> None:
+    """Ray says at which result a trial is at its end, and of a crash not even how far it was."""
+
+    def learned(how: Any) -> list[Any]:
+        points = [{"x": 0.95 if i in (3, 10, 15) else i / 20} for i in range(17)]
+
+        class Counted(BOHBSearch):
+            left = 24
+
+            def suggest(self, trial_id: str) -> Any:
+                if not self.left:
+                    return "FINISHED"
+                config = super().suggest(trial_id)
+                self.left -= config is not None
+                return config
+
+        search = Counted({"x": tune.uniform(0, 1)}, "loss", "min", points, seed=0)
+        simulate(
+            lambda config: _Ill(config, how, since),
+            search_alg=ConcurrencyLimiter(search, max_concurrent=2) if limited else search,
+            scheduler=HyperBand(metric="loss", mode="min", max_t=9, asynchronous=asynchronous),
+            storage=tmp_path / str(how),
+        )
+        assert search._model is not None
+        seen = search._model.to_json()["seen"]
+        return [(budget, [row[1:] for row in rows]) for budget, rows in seen]
+
+    crashed = learned("raise")
+    failures = {budget for budget, rows in crashed for row in rows if row[-1] is None}
+    assert failures == {1: {1, 3, 9}, 2: {3, 9}}[since]  # of the brackets' first rungs, or seconds
+    for how in (math.nan, math.inf, -math.inf, None, "missing"):
+        assert learned(how) == crashed
+
+
+def test_a_failure_is_remembered_at_the_rung_that_a_scheduler_names() -> None:
+    search = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
+    for name in "abc":
+        search.suggest(name)
+    search.on_trial_result("a", {"loss": 1.0, "training_iteration": 1, BUDGET: 1.0})
+    search.on_failure("a", 3.0)
+    search.on_failure("b", 9.0)
+    for name in "ab":
+        search.on_trial_complete(name, error=True)
+    search.on_failure("a stranger", 27.0)
+    search.on_trial_result("c", {"loss": 1.0, "training_iteration": 2})  # at no rung
+    assert search._model is not None
+    assert search._model.counts() == {1: 1, 3: 1, 9: 1}
+    assert search.get_state()["live"].keys() == {"c"}
+
+
 class _Whole(_Trained):
     def step(self) -> dict[str, Any]:
         return {**super().step(), "done": self.epoch >= 9}

@@ -31,7 +31,8 @@ class BOHBSearch(StatefulSearcher):
     and of several results of a trial there the first one counts, or one that is not finite.
 
     Conditions, constants, ordered and quantised parameters and forbidden clauses are kept. A
-    trial that fails, or reports no finite number, counts as worse than any other.
+    trial that fails, or reports no finite number, counts as worse than any other at the rung that
+    it trained for, which `HyperBand` says.
 
     In a ``ConcurrencyLimiter``, and under ``max_concurrent_trials``, trials that `HyperBand` has
     paused do not count: a rung is filled although few trials run at a time.
@@ -154,8 +155,30 @@ class BOHBSearch(StatefulSearcher):
             if budget is not None:
                 self._model.observe(config, budget, None, key=trial_id)
 
+    def on_failure(self, trial_id: str, budget: float) -> None:
+        """Learn that a trial has failed on its way to a rung; its completion says no more.
+
+        Args:
+            trial_id: Which.
+            budget: Of the rung.
+        """
+        self._paused.discard(trial_id)
+        config = self._live.pop(trial_id, None)
+        if config is not None and self._model is not None:
+            self._heed_rungs(self._model, budget)
+            self._model.observe(config, budget, None, key=trial_id)
+
+    def _heed_rungs(self, model: BOHB, budget: float) -> None:
+        """From the first budget that a scheduler names, those that it names are all that count."""
+        if not self._rungs:
+            self._rungs = True
+            model.rebase(budget)  # results before were at no rung
+
     def _failed_at(self, model: BOHB, trial_id: str, error: bool) -> float | None:
-        """The budget that a trial was given when it failed; None where a result says it all."""
+        """The budget that a trial was given when it failed; None where a result says it all.
+
+        For schedulers that do not call `on_failure`: a guess from the budgets known so far.
+        """
         given = self._budgets if self._budgets and not self._rungs else None
         budgets = given or list(model.counts())
         reached = [budget for budget in budgets if model.knows(trial_id, budget)]
@@ -213,9 +236,8 @@ class BOHBSearch(StatefulSearcher):
         config = self._live.get(trial_id)
         if config is None or self._model is None:
             return
-        if BUDGET in result and not self._rungs:
-            self._rungs = True
-            self._model.rebase(float(result[BUDGET]))  # results before were at no rung
+        if BUDGET in result:
+            self._heed_rungs(self._model, float(result[BUDGET]))
         budget = as_number(result.get(BUDGET if self._rungs else self._time_attr))
         if budget is None:
             return

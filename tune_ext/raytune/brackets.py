@@ -178,10 +178,15 @@ class HyperBand(FIFOScheduler):
         self._remember(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """A trial has failed. One that Ray tries again keeps its place."""
+        """A trial has failed. One that Ray tries again keeps its place.
+
+        Ray tells a searcher of a failure without a result: it is told of the rung here.
+        """
         if trial.status == Trial.ERROR:  # Ray adds it again at once
             return
-        self._drop(trial)
+        due = self._drop(trial)
+        if due is not None:
+            _tell_of_failure(tune_controller, trial, due)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial that waited is taken away."""
@@ -273,10 +278,12 @@ class HyperBand(FIFOScheduler):
             setattr(trial, _MEMORY, {**self._play.memory(name), "turn": self._turns[name]})
             trial.invalidate_json_state()
 
-    def _drop(self, trial: Any) -> None:
+    def _drop(self, trial: Any) -> float | None:
+        """Take a trial out; the budget at which it would have been judged next, if any."""
         self._settle()
-        self._play.fail(trial.trial_id)
+        due = self._play.fail(trial.trial_id)
         self._remember(trial)
+        return due
 
     def _others(self) -> bool:
         """Whether anything runs, or could, without deciding a rung that is not full."""
@@ -346,6 +353,18 @@ def _tell_searcher(tune_controller: Any, what: str, trial: Any) -> None:
         searcher = getattr(searcher, "searcher", None)
     if first is not None:
         getattr(first, what)(trial.trial_id)
+
+
+def _tell_of_failure(tune_controller: Any, trial: Any, budget: float) -> None:
+    """Tell the first searcher, within whatever wraps it, that learns of failures at budgets.
+
+    One that knows the trial by another name does not know this one, and leaves it.
+    """
+    searcher = getattr(tune_controller.search_alg, "searcher", None)
+    while searcher is not None and not hasattr(searcher, "on_failure"):
+        searcher = getattr(searcher, "searcher", None)
+    if searcher is not None:
+        searcher.on_failure(trial.trial_id, budget)
 
 
 def _no_more(tune_controller: Any) -> bool:
