@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.lines import read
 from tests.benchmark.examples import make_record
 from tune_ext.benchmark.cell_run import NO_RESULT
 from tune_ext.benchmark.records import RecordStore
@@ -22,7 +23,7 @@ from tune_ext.benchmark.study import Study, TaskSpec
 from tune_ext.errors import StateError, TuneExtError
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "joint_search"
-MODULES = ("lines", "correlation", "rungs", "report", "evaluations", "published")
+MODULES = ("correlation", "rungs", "report", "evaluations", "published")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_what_diverged_is_the_worst_and_seeds_share_configurations(joint):
 def test_trainings_go_on_where_they_ended_and_become_a_report(joint, tmp_path, monkeypatch, capsys):
     spec, path = TaskSpec("digits-joint", {"epochs": 3}), tmp_path / "trainings.jsonl"
     with pytest.raises(StateError, match="run first"):
-        joint.rungs.report(joint.lines.read(path), tmp_path)
+        joint.rungs.report(read(path), tmp_path)
     real, trained = joint.correlation.train, []
 
     def train(task, config, seed):
@@ -121,7 +122,7 @@ def test_trainings_go_on_where_they_ended_and_become_a_report(joint, tmp_path, m
     joint.correlation.run(spec, path, 4, 2)
     assert [seed for seed, _ in trained] == [0] * 4 + [1] * 4
     assert trained[0][1] == trained[4][1]  # the same configurations
-    records = joint.lines.read(path)
+    records = read(path)
     assert len(records) == 9
     assert records[1]["parameters"] > 100
     assert all(0 <= e <= 1 for e in records[1]["error"])
@@ -286,7 +287,7 @@ def test_every_budget_that_is_reached_is_written_once(joint, tmp_path, capsys):
     resumed.on_trial_result(0, [trial], trial, result(4.0, math.nan, diverged=True))
     other = SimpleNamespace(trial_id="b", config={"x": 4}, status="RUNNING")
     resumed.on_trial_result(0, [trial, other], other, result(3.2, 0.2))
-    records = joint.lines.read(path)
+    records = read(path)
     assert [(r["trial"], r["budget"], r["validation_error"]) for r in records] == [
         ("a", 1.0, 0.5),
         ("a", 3.0, 0.4),

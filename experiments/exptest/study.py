@@ -13,7 +13,6 @@ versions and conditions; finished cells are not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -33,30 +32,16 @@ from training import Prepared
 from tune_ext.benchmark.records import provenance
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from experiments.lines import append, read  # noqa: E402
+
 RECORDS = "records.jsonl"
 LARGE = ("vgg16-cifar10",)  # only by name
 Record = dict[str, Any]
 Key = tuple[str, str, int]
-
-
-def read(path: Path) -> list[Record]:
-    """The records written so far; a line that a kill cut short is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            print("left out a damaged line", file=sys.stderr)
-    return records
-
-
-def append(path: Path, record: Record) -> None:
-    """Write one record and wait until it is on the disk; a damaged last line is closed first."""
-    cut_short = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if cut_short else "") + json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def with_needs(names: Iterable[str], every: dict[str, Method]) -> list[str]:

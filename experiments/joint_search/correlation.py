@@ -23,8 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lines import append, read  # beside this file
-
 from tune_ext._random import derive_seed
 from tune_ext.benchmark.history import finite, plain
 from tune_ext.benchmark.study import TaskSpec
@@ -33,6 +31,12 @@ from tune_ext.benchmark.tasks import Task
 from tune_ext.errors import TuneExtError
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from experiments.lines import append, read  # noqa: E402
+
 CONFIGURATIONS, SEEDS, EPOCHS = 48, 2, 27
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lines import append, read  # beside this file
 from ray.tune import Callback
 
 from tune_ext.benchmark.history import finite, plain
 from tune_ext.errors import StateError
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from experiments.lines import append, read  # noqa: E402
 
 TIME, METRIC = "train_seconds", "validation_error"
 

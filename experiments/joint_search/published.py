@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluations import METRIC, TIME, Evaluations, best_evaluation, table  # beside this file
-from lines import read
 
 from tune_ext._checks import check_count
 from tune_ext._random import check_seed
@@ -42,6 +41,12 @@ from tune_ext.benchmark.provenance import provenance
 from tune_ext.benchmark.study import TaskSpec
 from tune_ext.brackets import bracket_table
 from tune_ext.errors import DataNotFoundError, InvalidValueError, StateError, TuneExtError
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from experiments.lines import read  # noqa: E402
 
 BUDGETS = (400.0, 1200.0, 3600.0, 10800.0)
 ITERATIONS, WORKERS = 32, 10

@@ -30,6 +30,12 @@ import torch
 from tune_ext.benchmark import tasks
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from experiments.lines import read  # noqa: E402
+
 CELLS = HERE / "results" / "cells.jsonl"
 PROBE_EPOCHS, FULL_EPOCHS = 5, 25
 # Half decades, three and a half decades for each optimiser, around its useful range.
@@ -96,17 +102,6 @@ def wanted(seeds: int) -> Iterator[tuple[str, float, int, str]]:
             for lr in rates:
                 for kind in ("probe", "full"):
                     yield optimizer, lr, seed, kind
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records written so far; a line that a kill cut short is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            print("left out a damaged line", file=sys.stderr)
-    return records
 
 
 def run(seeds: int, path: Path) -> None:

@@ -8,7 +8,6 @@ perceptrons; not convolutions); one that diverges harms no other one.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import sys
@@ -31,6 +30,12 @@ from tune_ext import scaling
 from tune_ext._random import derive_seed, generator
 from tune_ext.benchmark.tasks._datasets import CIFAR10, FASHION_MNIST, open_part
 from tune_ext.models import DagCNN, DagMLP
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
+
+from experiments.lines import append, read  # noqa: E402
 
 __all__ = [
     "INITS",
@@ -364,25 +369,6 @@ def _evaluate(
 
 
 # Records -----------------------------------------------------------------------------------
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records written so far; a line that a kill cut short is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            print("left out a damaged line", file=sys.stderr)
-    return records
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a record; on a line of its own, also where a kill cut the last one short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-    with path.open("a") as file:
-        file.write(("\n" if torn else "") + json.dumps(record, allow_nan=False) + "\n")
 
 
 def versions() -> dict[str, str]:
