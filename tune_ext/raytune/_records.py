@@ -78,7 +78,10 @@ def beside(storage: Any, name: str) -> JsonFile:
         storage: The storage context of any trial of the experiment.
         name: Of the file.
     """
-    staging = getattr(storage, "experiment_driver_staging_path", None)
+    try:
+        staging = getattr(storage, "experiment_driver_staging_path", None)
+    except AssertionError:  # named after Ray's session; without one nothing is staged
+        staging = None
     if staging is not None:
         try:
             Path(staging, name).unlink(missing_ok=True)
