@@ -1,6 +1,6 @@
 """What our part of a run costs as trials add up, on Ray's own control loop and a simulated clock.
 
-    python experiments/cluster/ours.py [--only WORD] [--trials 10000] [--out DIRECTORY]
+    python experiments/cluster/ours.py [--only WORD] [--trials 20000] [--out DIRECTORY]
 
 `tune_ext.benchmark.simulation` runs Ray's controller without processes. Each call of our
 searcher and scheduler is timed (processor time of this process), and after every twentieth of the
@@ -128,7 +128,7 @@ CASES: dict[str, tuple[Callable[[int], tuple[Any, Any]], int]] = {
     "BOHB + HyperBand, asynchronous": (lambda n: _bohb(n, True), 10_000),
     "BOHB, every trial judged once": (
         lambda n: (tune_ext.BOHBSearch(SPACE, "loss", "min", seed=0), None),
-        10_000,
+        20_000,
     ),
     "image growth (random)": (lambda n: _growth(n, "random"), 10_000),
     "image growth (TPE)": (lambda n: _growth(n, "tpe"), 2_000),
@@ -176,7 +176,7 @@ class _Once(tune.Stopper):  # type: ignore[misc]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="")
-    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--trials", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

@@ -66,9 +66,11 @@ def row(name: str, trials: np.ndarray, total: np.ndarray) -> str:
     tenth = trials >= trials[-1] / 10
     first = total[tenth][0] / trials[tenth][0]
     last = total[-1] / trials[-1]
+    half, three, whole = np.interp(trials[-1] * np.array([0.5, 0.75, 1.0]), trials, total)
+    quarters = [4000 * spent / trials[-1] for spent in (three - half, whole - three)]
     return (
         f"| {name} | {trials[-1]:,.0f} | {1000 * first:.2f} | {1000 * last:.2f} "
-        f"| {p:.2f} ({low:.2f} … {high:.2f}) |"
+        f"| {quarters[0]:.2f}, {quarters[1]:.2f} | {p:.2f} ({low:.2f} … {high:.2f}) |"
     )
 
 
@@ -77,9 +79,10 @@ def main() -> None:
     runs = {name: read(path) for name, path in paths.items() if path.exists()}
     simulated = json.loads((HERE / "ours.json").read_text(encoding="utf-8"))
     heads = (
-        "| what | trials | ms a trial, to a tenth | ms a trial, to the end | total grows as n^ |"
+        "| what | trials | ms a trial, to a tenth | to the end "
+        "| one more in the third, the last quarter | total grows as n^ |"
     )
-    lines = [heads, "|---|---|---|---|---|"]
+    lines = [heads, "|---|---|---|---|---|---|"]
     for name, points in runs.items():
         trials = column(points, "trials")
         lines.append(row(f"Ray, {name}: driver", trials, column(points, "driver")))
