@@ -210,7 +210,9 @@ def compared(runs: Sequence[dict[str, Any]]) -> bool:
 def run_compare(address: str, storage: Path) -> dict[str, Any]:
     """`tune-ext compare` on a cluster: what it recommends and measures.
 
-    One trial at a time where the method learns from the order of results.
+    One trial at a time where the method learns from the order of results. ExpTest, which does not,
+    has several, and a budget in which it ends by itself: where a budget runs out decides how far
+    it has come, and that depends on which of several trials are trained first.
     """
     from tune_ext.benchmark.cell_run import Place
     from tune_ext.benchmark.records import RecordStore
@@ -218,13 +220,13 @@ def run_compare(address: str, storage: Path) -> dict[str, Any]:
     from tune_ext.benchmark.study import Study, TaskSpec
 
     started, found, trials = time.monotonic(), [], 0
-    for workers, method in ((4, "exptest"), (1, "our-bohb")):
+    for workers, method, budget in ((4, "exptest", 60), (1, "our-bohb", 12)):
         study = Study(
             title="nodes",
             tasks=(TaskSpec("diabetes", {"epochs": 3}),),
             methods=(method,),
             seeds=(0,),
-            budget=12,
+            budget=budget,
             final_seeds=1,
             workers=workers,
         )
