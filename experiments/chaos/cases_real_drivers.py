@@ -26,9 +26,9 @@ title = "Killed while it trains"
 [[tasks]]
 name = "digits-mlp"
 [compare]
-methods = ["default", "random", "autohyper"]
+methods = ["default", "random", "tpe"]
 seeds = 1
-budget = 6
+budget = 12
 """
 
 COMPARE = [sys.executable, "-m", "tune_ext.cli", "compare"]
@@ -46,6 +46,13 @@ def compare(study: Path, out: Path, after: float | None) -> int:
         except subprocess.TimeoutExpired:
             driver.kill()
             return driver.wait()
+
+
+def timeless(told: Any) -> Any:
+    """Without what a clock has measured."""
+    if isinstance(told, dict):
+        return {k: timeless(v) for k, v in told.items() if not k.endswith("seconds")}
+    return [timeless(each) for each in told] if isinstance(told, list | tuple) else told
 
 
 @case("driver killed while it trains", "SIGKILL at seeded moments of real trainings", seconds=1200)
@@ -70,7 +77,9 @@ def while_it_trains(directory: Path, seed: int) -> Iterator[Outcome]:
         before = now
     found = studies.answers(out)
     twice = studies.cells_in(studies.lines(out)) - len(found)
-    same = {k: v[:2] for k, v in found.items()} == {k: v[:2] for k, v in expected.items()}
+    same = {k: timeless(v[:2]) for k, v in found.items()} == {
+        k: timeless(v[:2]) for k, v in expected.items()
+    }
     yield Outcome(
         "driver killed while it trains",
         "tune-ext compare",
