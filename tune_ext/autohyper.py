@@ -31,6 +31,7 @@ from tune_ext._checks import (
     as_number,
     check_choice,
     check_count,
+    check_list,
     check_positive,
     check_state,
 )
@@ -164,7 +165,11 @@ class AutoHyper:
             scale_tolerance=check_positive("scale_tolerance", scale_tolerance, below=math.inf),
             max_probes=_check_limit(max_probes, 3**d if region == "full" else 2 * d + 1),
         )
-        self._initial_points = [self._check_initial(p) for p in initial_points]
+        given = check_list("initial_points", initial_points, "dictionaries")
+        for point in given:
+            if not isinstance(point, Mapping):
+                raise InvalidTypeError(f"initial_points must hold dictionaries, got {point!r}")
+        self._initial_points = [self._check_initial(p) for p in given]
         self._machine = TrustRegion.create(self.parameters, self._rules, self._initial_points)
         self._records: list[_Record] = []
         self._known: dict[Point, float] = {}
@@ -415,7 +420,7 @@ def _infinite(parameter: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_parameters(parameters: Sequence[Parameter]) -> tuple[Parameter, ...]:
-    parameters = tuple(parameters)
+    parameters = tuple(check_list("parameters", parameters, "Parameter objects"))
     if not parameters:
         raise InvalidValueError("parameters is empty: there is nothing to search")
     for p in parameters:

@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
 from tune_ext._bracket_table import Rounding, bracket_table
-from tune_ext._checks import check_choice
+from tune_ext._checks import check_choice, check_count, check_flag
 from tune_ext.brackets import Brackets, Decision
 from tune_ext.errors import InvalidValueError, StateError
 from tune_ext.raytune._base import check_name, loss_of, unchecked
@@ -88,10 +88,10 @@ class HyperBand(FIFOScheduler):
             rounding=rounding,
             whole=time_attr == "training_iteration",
         )
-        if brackets is not None and not 1 <= brackets <= len(table):
+        if brackets is not None and not 1 <= check_count("brackets", brackets, 0) <= len(table):
             raise InvalidValueError(f"brackets must be in 1 to {len(table)}, got {brackets!r}")
         self._table, self._eta = table[:brackets], reduction_factor
-        self._asynchronous = bool(asynchronous)
+        self._asynchronous = check_flag("asynchronous", asynchronous)
         self._time_attr, self._mode = time_attr, mode
         self._time = TrialTime(time_attr)
         self._metric = unchecked(metric)
