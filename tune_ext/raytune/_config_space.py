@@ -77,6 +77,8 @@ class SearchedSpace:
             paths[name] = path
             if isinstance(domain, Categorical):
                 choices[name] = list(domain.categories)
+                if not choices[name]:
+                    raise InvalidValueError(f"{name} has no choices: give one or more")
                 made.add(CategoricalHyperparameter(name, range(len(domain.categories))))
             else:
                 number, step = _number(name, path, domain, with_steps)
