@@ -104,6 +104,15 @@ def check_list(name: str, value: object, of: str = "values") -> list[Any]:
     return list(value)
 
 
+def check_mappings(name: str, value: object) -> list[Mapping[Any, Any]]:
+    """The items of a list of dictionaries; an error that names it for anything else."""
+    items = check_list(name, value, "dictionaries")
+    for item in items:
+        if not isinstance(item, Mapping):
+            raise InvalidTypeError(f"{name} must hold dictionaries, got {item!r}")
+    return items
+
+
 def check_positive(name: str, value: object, *, below: float) -> float:
     """`value` as a float above 0 and below a limit."""
     number = as_number(name, value)

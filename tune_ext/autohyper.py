@@ -32,6 +32,7 @@ from tune_ext._checks import (
     check_choice,
     check_count,
     check_list,
+    check_mappings,
     check_positive,
     check_state,
 )
@@ -165,10 +166,7 @@ class AutoHyper:
             scale_tolerance=check_positive("scale_tolerance", scale_tolerance, below=math.inf),
             max_probes=_check_limit(max_probes, 3**d if region == "full" else 2 * d + 1),
         )
-        given = check_list("initial_points", initial_points, "dictionaries")
-        for point in given:
-            if not isinstance(point, Mapping):
-                raise InvalidTypeError(f"initial_points must hold dictionaries, got {point!r}")
+        given = check_mappings("initial_points", initial_points)
         self._initial_points = [self._check_initial(p) for p in given]
         self._machine = TrustRegion.create(self.parameters, self._rules, self._initial_points)
         self._records: list[_Record] = []

@@ -34,7 +34,7 @@ from typing import Any
 
 from ConfigSpace import ConfigurationSpace
 
-from tune_ext._checks import check_count, check_list, check_state
+from tune_ext._checks import check_count, check_mappings, check_state
 from tune_ext._growth_stages import (
     Carried,
     Stage,
@@ -128,11 +128,7 @@ class ImageGrowth:
         self._stages = [Stage(*pair) for pair in check_sizes(sizes)]
         self._stages[0].begun = True
         self._stages[0].carried = Carried(Transfer(0, None, 0.0), self.space)
-        self._points = []
-        for point in check_list("points", points, "dictionaries"):
-            if not isinstance(point, Mapping):
-                raise InvalidTypeError(f"points must hold dictionaries, got {point!r}")
-            self._points.append(dict(point))
+        self._points = [dict(point) for point in check_mappings("points", points)]
         self._probes = None if probes is None else check_count("probes", probes, 0)
         self._best = None if best is None else check_count("best", best, 0)
         self._top, self._floor = check_share("top", top), check_share("floor", floor)

@@ -16,7 +16,7 @@ from ConfigSpace import (
 )
 from ray.tune.search.sample import Categorical
 
-from tune_ext._checks import check_list
+from tune_ext._checks import check_mappings
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 from tune_ext.raytune._space import iter_domains, to_parameters, unflatten
 
@@ -266,10 +266,7 @@ def _number(
 
 def check_points(points: Any) -> list[dict[str, Any]]:
     """A copy of points to evaluate; an error unless they are a list of dictionaries."""
-    given = [] if points is None else check_list("points_to_evaluate", points, "dictionaries")
-    for point in given:
-        if not isinstance(point, Mapping):
-            raise InvalidTypeError(f"points_to_evaluate must hold dictionaries, got {point!r}")
+    given = [] if points is None else check_mappings("points_to_evaluate", points)
     try:
         return [_plain(copy.deepcopy(dict(point))) for point in given]
     except TypeError as error:  # a generator, an open file
