@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ImageGrowthSearch,
         NoGainStopper,
         StallGuard,
+        repair_experiment,
     )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "knowledge_gain",
     "learning_rate_bound",
     "register",
+    "repair_experiment",
     "resolve_lr",
 ]
 
@@ -92,6 +94,7 @@ _HOME = {
     "find_lr": "tune_ext.lr_scheduler",
     "knowledge_gain": "tune_ext.lowrank",
     "learning_rate_bound": "tune_ext.exptest",
+    "repair_experiment": "tune_ext.raytune",
     "resolve_lr": "tune_ext.lr_scheduler",
 }
 

@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.schedulers import HyperBandForBOHB
 
 from tests.raytune.interrupted import Listed, Run
-from tests.raytune.test_restore import drive
+from tests.raytune.test_restore import drive, let_ray_end
 from tests.raytune.trainables import RATES, Counter, response
 from tune_ext.raytune import BOHBSearch, HyperBand
 
@@ -85,6 +85,7 @@ def fitted(
     for _ in after:
         with pytest.raises(Exception, match="the driver ends here"):
             experiment.fit()
+        let_ray_end(home / "experiment")
         experiment = tune.Tuner.restore(
             str(home / "experiment"), trainable=trainable, restart_errored=True
         )

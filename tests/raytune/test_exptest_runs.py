@@ -17,7 +17,7 @@ from ray.tune.search import ConcurrencyLimiter
 import tune_ext
 from tests.raytune import exptest_trainables as trainables
 from tests.raytune.exptest_trainables import SPACE, serial
-from tests.raytune.test_restore import Ends, drive
+from tests.raytune.test_restore import Ends, drive, let_ray_end
 from tests.raytune.trainables import notes
 from tune_ext import ExpTestScheduler, ExpTestSearch
 from tune_ext.errors import InvalidValueError
@@ -169,6 +169,7 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(cluster: str, tmp_pat
     )
     with pytest.raises(Exception, match="the driver ends here"):
         tuner.fit()
+    let_ray_end(tmp_path / "experiment")
     before, known = len(notes(tmp_path)), finished(tmp_path)
     assert known
     restored = tune.Tuner.restore(str(tmp_path / "experiment"), trainable=trainables.function)

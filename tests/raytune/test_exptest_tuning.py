@@ -11,7 +11,7 @@ import pytest
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from tests.raytune.test_restore import Ends, drive
+from tests.raytune.test_restore import Ends, drive, let_ray_end
 from tests.raytune.trainables import notes
 from tests.raytune.tuning_trainables import EPOCH, Class, Regression, function
 from tune_ext import ExpTestScheduler, LossMonitor, Tuner
@@ -163,6 +163,7 @@ def test_a_restored_experiment_goes_on_with_its_rates(
     )
     with pytest.raises(Exception, match="the driver ends here"):
         tuner.fit()
+    let_ray_end(tmp_path / "experiment")
     before = len(notes(tmp_path))
     restored = tune.Tuner.restore(
         str(tmp_path / "experiment"), trainable=function, param_space=space

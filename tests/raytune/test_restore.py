@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from ray import tune
 
 from tests.raytune.trainables import Counter, answer, environment, notes
-from tune_ext import AutoHyperScheduler, AutoHyperSearch
+from tune_ext import AutoHyperScheduler, AutoHyperSearch, repair_experiment
 from tune_ext.raytune.autohyper_scheduler import FILE_NAME
 
 
@@ -43,6 +44,14 @@ class Ends(tune.Callback):
         if self.after == 0 and not self.mark.exists():
             self.mark.touch()
             raise RuntimeError("the driver ends here")
+
+
+def let_ray_end(experiment: Path) -> None:
+    """After a driver has ended in this process: its last copy goes on, and may have been cut."""
+    for thread in threading.enumerate():
+        if "(entrypoint)" in thread.name:  # what Ray calls the function that copies
+            thread.join(30)
+    repair_experiment(str(experiment))
 
 
 def options(home: Path, after: int) -> dict[str, Any]:
@@ -86,6 +95,7 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     with pytest.raises(Exception, match="the driver ends here"):
         start(tmp_path, after)
+    let_ray_end(tmp_path / "experiment")
     before, finished = len(notes(tmp_path)), recorded(tmp_path / "experiment")
     results = start(tmp_path, after)
     assert finished

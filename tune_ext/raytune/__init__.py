@@ -3,6 +3,7 @@
 from tune_ext.raytune._grouped import GroupedScheduler
 from tune_ext.raytune._patience import NoGainStopper
 from tune_ext.raytune._stalls import StallGuard
+from tune_ext.raytune._state_copy import repair_experiment
 from tune_ext.raytune.autohyper import AutoHyperScheduler, AutoHyperSearch
 from tune_ext.raytune.bohb import BOHBSearch
 from tune_ext.raytune.brackets import HyperBand
@@ -22,4 +23,5 @@ __all__ = [
     "ImageGrowthSearch",
     "NoGainStopper",
     "StallGuard",
+    "repair_experiment",
 ]

@@ -25,6 +25,7 @@ from tune_ext._sealed import seal, unseal
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = [
+    "IF_RESTORED",
     "RESERVED_KEY",
     "PendingLimit",
     "Polls",
@@ -40,6 +41,13 @@ __all__ = [
     "unchecked",
     "write_json",
 ]
+
+
+IF_RESTORED = (
+    "After Tuner.restore it means that Ray could not read the state of the experiment, as its log "
+    "says: nothing was overwritten, and tune_ext.repair_experiment(path) puts back what was kept"
+)
+"""Of a search without a space: Ray hands on none when it restores, as the state has it."""
 
 
 class _UncheckedName(str):
@@ -87,6 +95,8 @@ class StatefulSearcher(Searcher):
     WHOLE_STATE: ClassVar[bool] = True
     """Whether `get_state` holds everything; that of a wrapper leaves out what it wraps."""
     CKPT_FILE_TMPL = "searcher-state-{}.json"
+    _refused: str | None = None
+    """Why Ray could not restore it; Ray itself logs that and begins again."""
 
     def __init__(self, metric: str | None, mode: str | None) -> None:
         if metric is not None:
@@ -113,7 +123,8 @@ class StatefulSearcher(Searcher):
         name = type(self).__name__
         if not has_space:
             raise InvalidValueError(
-                f"{name} has no search space: pass space, or a param_space with Tune domains"
+                f"{name} has no search space: pass space, or a param_space with Tune domains. "
+                f"{IF_RESTORED}"
             )
         if self._metric is None or self._mode is None:
             raise InvalidValueError(
@@ -159,6 +170,34 @@ class StatefulSearcher(Searcher):
         except ValueError as error:
             raise StateError(f"{where} is not readable JSON ({error}); it was left alone") from None
         self._accept(state, where)
+
+    def restore_from_dir(self, checkpoint_dir: str) -> None:
+        """Go on from the newest state in Ray's directory of the experiment.
+
+        Raises:
+            StateError: As `restore`. Ray goes on without it, so that this search refuses to be
+                saved over the one that it was to be.
+        """
+        try:
+            super().restore_from_dir(checkpoint_dir)
+        except Exception as error:
+            self._refused = str(error)
+            raise
+        self._refused = None
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Write the state into Ray's directory of the experiment.
+
+        Raises:
+            StateError: It could not be restored from there before.
+        """
+        if self._refused is not None:
+            raise StateError(
+                f"the search cannot go on: {self._refused}. The experiment ends before it is saved "
+                "over; tune_ext.repair_experiment puts back a state that was kept. To begin again, "
+                "give another name"
+            )
+        super().save_to_dir(checkpoint_dir, session_str)
 
     def _accept(self, state: Any, where: str) -> None:
         if not isinstance(state, Mapping) or state.get("kind") != type(self).__name__:

@@ -16,8 +16,9 @@ from tune_ext._process import is_alive
 from tune_ext.errors import StateError
 from tune_ext.raytune._base import as_number
 from tune_ext.raytune._records import JsonFile, beside, identity
+from tune_ext.raytune._state_copy import StateCopy
 
-__all__ = ["FILE_NAME", "DriverMark"]
+__all__ = ["FILE_NAME", "Driver", "DriverMark"]
 
 FILE_NAME = "tune_ext_driver.json"
 _EVERY = 5.0
@@ -103,3 +104,23 @@ class DriverMark:
         """
         if self._mark is not None:
             self._mark.renew()
+
+
+class Driver:
+    """This process as it drives an experiment: alone, with a copy of Ray's state kept."""
+
+    def __init__(self) -> None:
+        self._mark, self._copy = DriverMark(), StateCopy()
+
+    def hold(self, trial: Any) -> None:
+        """Of every trial that is added; as `DriverMark.hold`."""
+        self._mark.hold(trial)
+
+    def step(self, tune_controller: Any) -> None:
+        """At every step of Ray's loop, before anything trains.
+
+        Raises:
+            StateError: Another process has taken over, or Ray has begun again by mistake.
+        """
+        self._mark.renew()
+        self._copy.step(tune_controller)

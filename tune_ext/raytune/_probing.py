@@ -21,7 +21,14 @@ from tune_ext._checks import check_count
 from tune_ext._explanation import Explanation
 from tune_ext._random import check_seed
 from tune_ext.errors import InvalidValueError
-from tune_ext.raytune._base import PendingLimit, Polls, StatefulSearcher, check_name, has_room
+from tune_ext.raytune._base import (
+    IF_RESTORED,
+    PendingLimit,
+    Polls,
+    StatefulSearcher,
+    check_name,
+    has_room,
+)
 
 __all__ = ["Ledger", "ProbingSearch"]
 
@@ -210,7 +217,7 @@ class ProbingSearch(StatefulSearcher):
         if self._core is None:
             raise InvalidValueError(
                 f"{name} has no search space: pass param_space (config in tune.run) with at "
-                f"least one range, or {name}(space=...)"
+                f"least one range, or {name}(space=...). {IF_RESTORED}"
             )
         core: Core = self._core
         return core

@@ -18,7 +18,7 @@ from tune_ext.raytune._base import (
     is_diverged,
     role_of,
 )
-from tune_ext.raytune._driver import DriverMark
+from tune_ext.raytune._driver import Driver
 from tune_ext.raytune._records import FinishedTrials, checkpoint_of, finish
 from tune_ext.raytune._trial_time import TrialTime
 
@@ -76,7 +76,7 @@ class AutoHyperScheduler(FIFOScheduler):
             )
         self._watched = metric or "response_mean"
         self._records: FinishedTrials | None = None
-        self._driver = DriverMark()
+        self._driver = Driver()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Leave the experiment's metric alone: what is watched is the response."""
@@ -114,7 +114,7 @@ class AutoHyperScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """First in, first out."""
-        self._driver.renew()
+        self._driver.step(tune_controller)
         return super().choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:

@@ -14,7 +14,7 @@ from tune_ext._checks import check_choice, check_count, check_flag
 from tune_ext.brackets import Brackets, Decision
 from tune_ext.errors import InvalidValueError, StateError
 from tune_ext.raytune._base import check_name, loss_of, unchecked
-from tune_ext.raytune._driver import DriverMark
+from tune_ext.raytune._driver import Driver
 from tune_ext.raytune._trial_time import TrialTime
 
 __all__ = ["BUDGET", "HyperBand"]
@@ -107,7 +107,7 @@ class HyperBand(FIFOScheduler):
         self._next_turn = 0
         self._interrupted: list[Any] = []  # trials that a restore has to start again, in turn
         self._warned = False
-        self._driver = DriverMark()
+        self._driver = Driver()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         """Take the experiment's metric and mode for what the constructor left open."""
@@ -194,7 +194,7 @@ class HyperBand(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Prefer trials that were promoted to new ones; stop those that never will be."""
-        self._driver.renew()
+        self._driver.step(tune_controller)
         self._settle()
         self._stop_again(tune_controller)
         for name, trial in list(self._active.items()):

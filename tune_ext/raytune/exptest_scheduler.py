@@ -22,7 +22,7 @@ from tune_ext._loss_monitor import REPORT_KEY, rate_in, rate_path, read_statisti
 from tune_ext.errors import StateError
 from tune_ext.exptest import Correction, Tuner
 from tune_ext.raytune._base import RESERVED_KEY, as_number, check_name, role_of
-from tune_ext.raytune._driver import DriverMark
+from tune_ext.raytune._driver import Driver
 from tune_ext.raytune._records import FinishedTrials, JsonFile, finish
 from tune_ext.raytune._rung_watch import RungWatch
 from tune_ext.raytune._trial_time import TrialTime
@@ -140,7 +140,7 @@ class ExpTestScheduler(FIFOScheduler):
         Tuner(max(self.min_lr, 1.0), self.window or 3, min_lr=self.min_lr, **self._options)
         self._rungs = RungWatch()
         self._finished: FinishedTrials | None = None
-        self._driver = DriverMark()
+        self._driver = Driver()
         self._tunings: dict[str, Tuning] = {}
         self._files: dict[str, _Paced] = {}
         self._said: set[str] = set()
@@ -287,7 +287,7 @@ class ExpTestScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         """Cancel the rungs that nobody needs; resume what is paused before anything starts."""
-        self._driver.renew()
+        self._driver.step(tune_controller)
         # Not when the last needed rung reports: the searcher has not seen that result yet.
         for trial in self._rungs.unneeded():
             tune_controller.stop_trial(trial)

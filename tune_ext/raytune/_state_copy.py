@@ -1,0 +1,284 @@
+"""Ray's state of an experiment, kept whole beside the one that Ray overwrites.
+
+Ray copies its state over the last one, file by file, in a thread. A driver that is killed in the
+middle of that leaves a file that ends too early, and so does one that saves again meanwhile. A
+restore then finds nothing that it can read, says so in its log and begins the experiment again,
+over what was there. On file systems where that can happen, our schedulers keep what Ray has
+saved in one archive, which is replaced as a whole; and they end an experiment that was to go on
+and has begun again, before it trains or saves anything, with Ray's files put back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickletools
+import re
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem
+
+from tune_ext._sealed import is_sealed, unseal
+from tune_ext.errors import InvalidTypeError, StateError
+
+__all__ = ["FILE_NAME", "StateCopy", "is_whole", "repair_experiment"]
+
+FILE_NAME = "tune_ext_state.zip"
+_MEMBER = re.compile(r"([a-z_-]+)-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(?:json|pkl)")
+"""A file of Ray's state: what it is of, and the session, which is when it began."""
+_ASIDE = ".cut"
+"""What is put behind the name of a file that Ray cannot read."""
+_SHARE = 19.0
+"""So many times as long as keeping the state takes, it is not kept again, as with Ray's own."""
+
+logger = logging.getLogger(__name__)
+
+
+def is_whole(name: str, data: bytes) -> bool:
+    """Whether a file of Ray's state comes to its end; nothing in it is run.
+
+    Args:
+        name: Of the file: Ray's ``experiment_state-*.json`` and the searchers' ``*.json`` of ours
+            hold JSON, all others a pickle.
+        data: What it holds.
+
+    >>> is_whole("experiment_state-now.json", b'{"stats": {}}'), is_whole("s.pkl", b"N")
+    (True, False)
+    """
+    try:
+        if name.endswith(".json") and data[:1] in b"{":
+            text = data.decode("utf-8")
+            json.loads(unseal(text) if is_sealed(text) else text)
+        else:
+            for _ in pickletools.genops(data):
+                pass
+    except (ValueError, StateError):
+        return False
+    except Exception:  # whatever pickletools does with what is not a pickle
+        logger.debug("No pickle: %s", name, exc_info=True)
+        return False
+    return True
+
+
+def repair_experiment(
+    path: str | os.PathLike[str], filesystem: FileSystem | None = None
+) -> list[str]:
+    """Put Ray's state of an experiment back as one of our schedulers has kept it.
+
+    Files of the state that are cut off are replaced; those of a later start get ".cut" behind
+    their names. Results and checkpoints of trials are left alone: what was reported since is
+    trained again.
+
+    Args:
+        path: The experiment's directory, as for ``Tuner.restore``.
+        filesystem: Where it is, unless `path` says so.
+
+    Returns:
+        The names of the files that were put back; empty where all are whole, and left alone.
+
+    Raises:
+        InvalidTypeError: An argument is of another type.
+        StateError: There is nothing to put back, it is damaged, or a file cannot be written.
+
+    >>> repair_experiment("no/such/experiment")
+    Traceback (most recent call last):
+    tune_ext.errors.StateError: no copy of its state was kept (tune_ext_state.zip)
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidTypeError(f"path must be a string or a path, got {path!r}")
+    if not isinstance(filesystem, FileSystem | None):
+        raise InvalidTypeError(f"filesystem must be one of pyarrow's, got {filesystem!r}")
+    place = os.fspath(path)
+    try:
+        if filesystem is None:
+            filesystem, place = FileSystem.from_uri(_uri(place))
+        return _repair(filesystem, place)
+    except (OSError, ValueError) as error:
+        if isinstance(error, StateError):
+            raise
+        raise StateError(f"{os.fspath(path)} cannot be repaired: {error}") from None
+
+
+def _uri(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+class StateCopy:
+    """Keeps what Ray saves of an experiment; knows one that has begun again by mistake.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._checked = False
+        self._kept: int | None = None
+        self._next = -float("inf")
+
+    def step(self, tune_controller: Any) -> None:
+        """Look at the experiment once, and keep what Ray has saved since the last time.
+
+        Args:
+            tune_controller: Ray's, or what it gives to schedulers.
+
+        Raises:
+            StateError: The experiment was to go on, and has begun again.
+        """
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        storage = getattr(controller, "_storage", None)
+        if storage is None:  # no experiment that is stored
+            return
+        if not self._checked:
+            self._checked = True
+            try:
+                _check(controller, storage)
+            except OSError as error:
+                logger.warning("Cannot look at the experiment's state: %r", error)
+        if self._clock() >= self._next and storage.storage_filesystem.type_name == "local":
+            self._keep(controller, storage)
+
+    def _keep(self, controller: Any, storage: Any) -> None:
+        state = Path(controller.experiment_state_path)
+        began = self._clock()
+        try:
+            saved = state.stat().st_mtime_ns
+            if saved == self._kept:
+                return
+            # The staged files are written in this thread: here they are whole.
+            near = {p.name: p for p in state.parent.iterdir()}
+            files = {n: near[n].read_bytes() for n in near if _session(n) == _session(state.name)}
+            _write(storage.storage_filesystem, storage.experiment_fs_path, files)
+        except FileNotFoundError:  # nothing has been saved yet
+            return
+        except OSError as error:
+            logger.warning("Cannot keep a copy of the experiment's state: %r", error)
+        else:
+            self._kept = saved
+        now = self._clock()
+        self._next = now + _SHARE * (now - began)
+
+
+def _session(name: str) -> str:
+    found = _MEMBER.fullmatch(name)
+    return "" if found is None else found[2]
+
+
+def _is_state(name: str) -> bool:
+    found = _MEMBER.fullmatch(name)
+    return found is not None and found[1] == "experiment_state"
+
+
+def _check(controller: Any, storage: Any) -> None:
+    """An error for an experiment that Ray could not restore."""
+    if controller.resumed:
+        return
+    filesystem, path = storage.storage_filesystem, storage.experiment_fs_path
+    own = controller.experiment_state_file_name
+    earlier = [name for name in _names(filesystem, path) if _is_state(name) and name != own]
+    if not earlier:
+        return
+    newest = max(earlier)
+    # Ray takes up the directory of the driver before, once it has read the state.
+    staged = Path(controller.experiment_state_path).parent
+    begun = any(p.name != own for p in staged.glob("experiment_state-*.json"))
+    readable = is_whole(newest, _read(filesystem, f"{path}/{newest}"))
+    if readable and not begun:  # another experiment of that name, as Ray allows
+        return
+    what = f"Ray could not restore the experiment in {path} and would have begun again in its place"
+    anew = f"To begin again, give another name, or remove {newest}"
+    try:
+        back = _repair(filesystem, path)
+    except StateError as error:
+        back, trouble = [], f"; {error}"
+    else:
+        trouble = ""
+    if back:
+        raise StateError(
+            f"{what}: its state was cut off, as it is when a driver is killed while Ray copies it. "
+            f"{', '.join(back)} are back as {FILE_NAME} has kept them: restore it once more, and "
+            f"it goes on. {anew}"
+        )
+    if readable:
+        raise StateError(
+            f'{what}. Why, Ray has logged after "Failed to restore the run state"{trouble}. '
+            f"Nothing was overwritten. {anew}"
+        )
+    older = [name for name in earlier if name != newest]
+    go_on = f"; then Ray goes on from {max(older)}" if older else ""
+    raise StateError(
+        f"{what}: {newest} is cut off, as it is when a driver is killed while Ray copies it"
+        f"{trouble}. Nothing was overwritten. {anew}{go_on}"
+    )
+
+
+def _repair(filesystem: FileSystem, path: str) -> list[str]:
+    there = [name for name in _names(filesystem, path) if _session(name)]
+    newest = max((_session(name) for name in there if _is_state(name)), default="")
+    needed = [name for name in there if _session(name) >= newest]
+    cut = [name for name in needed if not is_whole(name, _read(filesystem, f"{path}/{name}"))]
+    if newest and not cut:
+        return []
+    kept = _kept(filesystem, path)
+    session = max(_session(name) for name in kept)
+    for name in there:
+        if _session(name) > session:
+            filesystem.move(f"{path}/{name}", f"{path}/{name}{_ASIDE}")
+    for name, data in kept.items():
+        _replace(filesystem, f"{path}/{name}", data)
+    return sorted(kept)
+
+
+def _names(filesystem: FileSystem, path: str) -> list[str]:
+    infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    return [info.base_name for info in infos if info.is_file]
+
+
+def _read(filesystem: FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.readall())
+
+
+def _replace(filesystem: FileSystem, path: str, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, finds the old one or the new one."""
+    with filesystem.open_output_stream(f"{path}.tmp") as stream:
+        stream.write(data)
+    filesystem.move(f"{path}.tmp", path)
+
+
+def _write(filesystem: FileSystem, path: str, files: Mapping[str, bytes]) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    _replace(filesystem, f"{path}/{FILE_NAME}", buffer.getvalue())
+
+
+def _kept(filesystem: FileSystem, path: str) -> dict[str, bytes]:
+    """What was kept, by name; an error if there is nothing, or not all of it."""
+    where = f"{path}/{FILE_NAME}"
+    try:
+        data = _read(filesystem, where)
+    except FileNotFoundError:
+        raise StateError(f"no copy of its state was kept ({FILE_NAME})") from None
+    except OSError as error:
+        raise StateError(f"{where} cannot be read: {error}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise StateError(f"{where} is damaged: {error}") from None
+    for name, content in files.items():
+        if not _session(name):
+            raise StateError(f"{where} is damaged: {name!r} is no name of a file of Ray's state")
+        if not is_whole(name, content):
+            raise StateError(f"{where} is damaged: {name} is cut off")
+    if not any(_is_state(name) for name in files):
+        raise StateError(f"{where} is damaged: no state of an experiment is in it")
+    return files
