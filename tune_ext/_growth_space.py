@@ -33,7 +33,7 @@ from ConfigSpace import (
     UniformIntegerHyperparameter,
 )
 
-from tune_ext._checks import as_number
+from tune_ext._checks import as_number, check_flag
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["GROWTH_DEFAULTS", "growth_domains", "growth_space"]
@@ -124,7 +124,8 @@ def growth_space(
             stand for all layers, as {"conv_layers": (1, 3), "filters": (4, 32)}.
 
     Raises:
-        InvalidTypeError: `limits` is no mapping of pairs of numbers.
+        InvalidTypeError: `limits` is no mapping of pairs of numbers, or `flat` neither true nor
+            false.
         InvalidValueError: `limits` names what there is not, or a range that cannot be.
 
     >>> space = growth_space()
@@ -133,6 +134,7 @@ def growth_space(
     >>> len(space), len(space.conditions), len(growth_space(flat=True).conditions)
     (17, 8, 0)
     """
+    check_flag("flat", flat)
     ranges = _ranges(limits)
     space = ConfigurationSpace(name="image growth")
     made = {name: _parameter(name, known) for name, known in ranges.items()}

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tune_ext._checks import check_folder
 from tune_ext._text import one_line, visible
@@ -72,8 +72,17 @@ def _flushed(status: int) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors quote arguments: in one line, of bounded length, and nothing in them is obeyed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        told = TuneExtError(f"{self.prog}: error: {one_line(message)}")
+        self.exit(2, f"{told}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tune-ext", description="Compare searchers and schedulers under Ray Tune, fairly."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -4,6 +4,8 @@ Each entry makes a thing with sound arguments and uses it once; one or two of it
 exchanged for anything at all.
 """
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -410,7 +412,25 @@ MADE = {
         {"groups": [[0.1, 0.2], [0.3]], "resamples": 9, "level": 0.95, "seed": 0},
         None,
     ),
+    "wilcoxon_holm": (stats.wilcoxon_holm, {"scores": RATES, "methods": "abc"}, None),
 }
+
+
+# Found by these tests when they ran for longer.
+KNOWN = [
+    lambda: spaces.growth_space(flat=np.array([1.0, 2.0])),
+    lambda: stats.critical_difference(RATES, None),
+    lambda: stats.bootstrap_iqm([[0.1, 0.2], [0.3]], level=Fraction(1, 3)),
+    lambda: suggests(
+        tune_ext.BOHBSearch({"lr": tune.uniform(0, 1e308)}, metric="loss", mode="min")
+    ),
+    lambda: tune_ext.repair_experiment(b"no/such"),
+]
+
+
+@pytest.mark.parametrize("made", KNOWN)
+def test_what_was_not_clear_once(made):
+    clear(made)
 
 
 @pytest.mark.parametrize("name", MADE)

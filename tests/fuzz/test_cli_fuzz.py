@@ -84,7 +84,7 @@ def command(*arguments):
         except StartedError:
             status = None
         except SystemExit as error:  # of argparse, which tells how it is used, and what was said
-            return error.code, errors.getvalue()[-LONGEST:]
+            return error.code, errors.getvalue().splitlines()[-1]
     return status, errors.getvalue()
 
 
@@ -154,6 +154,16 @@ def test_arguments_of_any_kind(home, arguments):
     for path in home.iterdir():  # what was begun is no part of the next example
         if path.name not in ("mine", "study.toml"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["report", "s3://"], ["report", "study.toml", "x" * 9000], ["report", "a", "\x1b[2J"]],
+)
+def test_what_was_not_clear_once(home, arguments):
+    error = refused(*arguments)
+    assert error.startswith("tune-ext")
+    assert "\x1b" not in error
 
 
 def other_study(home):

@@ -114,9 +114,10 @@ def bootstrap_iqm(
 
 def _tails(resamples: int, level: float) -> tuple[float, float]:
     check_count("resamples", resamples, 1, 10**7)
-    if not 0 < as_number("level", level) < 1:
+    share = as_number("level", level)
+    if not 0 < share < 1:
         raise InvalidValueError(f"level must be between 0 and 1, got {level!r}")
-    return (1 - level) / 2, (1 + level) / 2
+    return (1 - share) / 2, (1 + share) / 2
 
 
 def _percentiles(values: NDArray[np.float64], low: float, high: float) -> tuple[float, float]:

@@ -113,15 +113,19 @@ def average_ranks(scores: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(_ranks(_table(scores)).mean(axis=0), dtype=np.float64)
 
 
-def _table(scores: ArrayLike, methods: Sequence[str] | None = None) -> NDArray[np.float64]:
+def _table(scores: ArrayLike) -> NDArray[np.float64]:
     """The scores with what is missing as +inf."""
     table = as_numbers("scores", scores)
     if table.ndim != 2 or table.size == 0:
         raise InvalidValueError(
             f"scores must have one row a task and one column a method, got shape {table.shape}"
         )
-    if methods is None:
-        return np.where(np.isnan(table), np.inf, table)
+    return np.where(np.isnan(table), np.inf, table)
+
+
+def _named(scores: ArrayLike, methods: Sequence[str]) -> tuple[NDArray[np.float64], list[str]]:
+    """The table, and the names of its columns."""
+    table = _table(scores)
     letters = isinstance(methods, str)  # "ab" are two names of one letter
     names = [str(name) for name in (methods if letters else check_list("methods", methods))]
     if (len(names), len(set(names))) != (table.shape[1],) * 2:
@@ -129,7 +133,7 @@ def _table(scores: ArrayLike, methods: Sequence[str] | None = None) -> NDArray[n
             f"methods must name the {table.shape[1]} columns of the scores, each by another "
             f"name, got {names!r}"
         )
-    return np.where(np.isnan(table), np.inf, table)
+    return table, names
 
 
 def _ranks(table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -157,7 +161,7 @@ def critical_difference(
     >>> round(found.cd, 3), found.groups, found.differ
     (0.957, (), True)
     """
-    table = _table(scores, methods)
+    table, names = _named(scores, methods)
     tasks, k = table.shape
     if k < 2:
         raise InvalidValueError(f"methods must be two or more to be compared, got {k}")
@@ -169,10 +173,10 @@ def critical_difference(
     cd = q * math.sqrt(k * (k + 1) / (6 * tasks))
     order = np.argsort(average, kind="stable")
     return CriticalDifference(
-        ranks={methods[j]: float(average[j]) for j in order},
+        ranks={names[j]: float(average[j]) for j in order},
         friedman_p=_friedman(ranks),
         cd=cd,
-        groups=_groups([methods[j] for j in order], average[order], cd),
+        groups=_groups([names[j] for j in order], average[order], cd),
         alpha=float(alpha),
     )
 
@@ -225,15 +229,15 @@ def wilcoxon_holm(scores: ArrayLike, methods: Sequence[str]) -> list[PairTest]:
     >>> test.wins, test.losses, test.ties, test.statistic, test.p
     (6, 0, 0, 0.0, 0.03125)
     """
-    table = _table(scores, methods)
-    pairs = list(combinations(range(len(methods)), 2))
+    table, names = _named(scores, methods)
+    pairs = list(combinations(range(len(names)), 2))
     found = [_wilcoxon(table[:, i], table[:, j]) for i, j in pairs]
     adjusted = holm([p for _, p in found])
     tests = []
     for (i, j), (statistic, p), p_holm in zip(pairs, found, adjusted, strict=True):
         a, b = table[:, i], table[:, j]
         counts = (int(c.sum()) for c in (a < b, a > b, a == b))
-        tests.append(PairTest(methods[i], methods[j], statistic, p, float(p_holm), *counts))
+        tests.append(PairTest(names[i], names[j], statistic, p, float(p_holm), *counts))
     return tests
 
 

@@ -62,6 +62,8 @@ class Storage:
         except (OSError, ValueError, NotImplementedError) as error:
             told = f"cannot use the storage {self.where!r}: {_told(error)}"
             raise InvalidValueError(told) from None
+        if not root:
+            raise InvalidValueError(f"the storage {self.where!r} names no bucket and no directory")
         return files, root
 
     @property

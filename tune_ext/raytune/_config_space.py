@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -257,7 +258,11 @@ def _number(
     try:
         if number.integer:
             return UniformIntegerHyperparameter(name, int(low), int(high), log=number.log), step
-        return UniformFloatHyperparameter(name, low, high, log=number.log), step
+        with np.errstate(over="ignore", invalid="ignore"):  # it rounds them
+            made = UniformFloatHyperparameter(name, low, high, log=number.log)
+        if not math.isfinite(made.upper - made.lower):
+            raise ValueError("numbers as large as these are rounded to infinite ones")
+        return made, step
     except (ValueError, ArithmeticError) as error:  # such as a range wider than any number
         raise InvalidValueError(
             f"space parameter {name!r} from {low:g} to {high:g} cannot be searched: {error}"
