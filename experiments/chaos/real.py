@@ -223,7 +223,7 @@ def drive(
     found = system.answer(given, trials) if trials else None
     deaths = injected() if injected else 0
     faults = len(list(home.glob("claimed *"))) + deaths
-    lost, repeated = _accounts(home, trials, deaths)
+    lost, repeated = accounts(home, trials, deaths)
     unfinished = sum(t.status != "TERMINATED" for t in trials)
     same = found == expected(system)
     well = same and ended == "finished" and not (lost or repeated or unfinished)
@@ -243,7 +243,7 @@ def drive(
     )
 
 
-def _accounts(home: Path, trials: Sequence[Any], deaths: int) -> tuple[int, int]:
+def accounts(home: Path, trials: Sequence[Any], deaths: int) -> tuple[int, int]:
     """Trials whose last report is not known, and trials that trained an epoch for nothing.
 
     An epoch may be trained again once for every fault that hit it, or any of `deaths`.

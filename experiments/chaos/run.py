@@ -112,7 +112,8 @@ def outcomes_of(case: Case, directory: Path, seed: int) -> Iterator[Outcome]:
     began = time.monotonic()
     for outcome in case.function(directory, seed):
         seconds = outcome.seconds or time.monotonic() - began
-        yield replace(outcome, seconds=round(seconds, 2))
+        note = outcome.note.replace(str(directory), "…")  # a directory that is gone by then
+        yield replace(outcome, seconds=round(seconds, 2), note=note)
         began = time.monotonic()
 
 

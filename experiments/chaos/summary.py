@@ -39,6 +39,7 @@ KINDS = {
         "Tuner.restore",
     ),
     "the driver is killed and restored, step by step": ("restored",),
+    "the driver is killed while Ray copies its state": ("state cut",),
     "two drivers at once": ("two drivers", "two drivers of an experiment"),
     "the disk is full or read-only": ("storage",),
     "the disk of an experiment is full, trials cannot save": ("storage of an experiment",),
