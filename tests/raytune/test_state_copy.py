@@ -192,16 +192,19 @@ def test_file_systems_that_replace_files_as_a_whole_need_no_copy(tmp_path: Path)
 def test_a_full_disk_ends_nothing(
     saved: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*arguments: Any) -> None:
+    def full(archive: zipfile.ZipFile, *arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
+    before = (saved.stored / FILE_NAME).read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(_state_copy, "_replace", full)
+        patched.setattr(zipfile.ZipFile, "write", full)
         copy = StateCopy()
         saved.resumed = True
         saved.save(2)
         copy.step(saved)
     assert "No space left" in caplog.text
+    assert (saved.stored / FILE_NAME).read_bytes() == before
+    assert not list(saved.stored.glob("*.tmp"))
 
 
 def written(change: Callable[[zipfile.ZipFile], object]) -> Callable[[Path], None]:

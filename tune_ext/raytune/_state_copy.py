@@ -18,7 +18,7 @@ import pickletools
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,9 @@ class StateCopy:
             if saved == self._kept:
                 return
             # The staged files are written in this thread: here they are whole.
-            near = {p.name: p for p in state.parent.iterdir()}
-            files = {n: near[n].read_bytes() for n in near if _session(n) == _session(state.name)}
-            _write(storage.storage_filesystem, storage.experiment_fs_path, files)
+            own = _session(state.name)
+            files = [path for path in state.parent.iterdir() if _session(path.name) == own]
+            _write(Path(storage.experiment_fs_path, FILE_NAME), files)
         except FileNotFoundError:  # nothing has been saved yet
             return
         except OSError as error:
@@ -252,12 +252,16 @@ def _replace(filesystem: FileSystem, path: str, data: bytes) -> None:
     filesystem.move(f"{path}.tmp", path)
 
 
-def _write(filesystem: FileSystem, path: str, files: Mapping[str, bytes]) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
-    _replace(filesystem, f"{path}/{FILE_NAME}", buffer.getvalue())
+def _write(path: Path, files: Iterable[Path]) -> None:
+    """Put files into an archive, of which nobody sees half."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for file in files:
+                archive.write(file, file.name)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _kept(filesystem: FileSystem, path: str) -> dict[str, bytes]:
