@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tune_ext._checks import as_number, check_choice, check_positive
+from tune_ext._checks import as_number, check_choice, check_flag, check_positive
 from tune_ext.errors import InvalidValueError
 
 __all__ = ["CLOSE", "Rounding", "Rung", "bracket_table"]
@@ -73,6 +73,7 @@ def bracket_table(
     least = check_positive("min_budget", min_budget, below=math.inf)
     eta = as_number("reduction_factor", reduction_factor)
     check_choice("rounding", rounding, ("formula", "published"))
+    check_flag("whole", whole)
     if not 1 < eta < math.inf:
         raise InvalidValueError(f"reduction_factor must be above 1 and finite, got {eta}")
     if least > most:

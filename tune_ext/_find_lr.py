@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tune_ext._checks import check_choice, check_count, check_positive
+from tune_ext._checks import check_choice, check_count, check_flag, check_positive
 from tune_ext._ladder_result import LadderResult, LadderRung
 from tune_ext._rung_training import RungTraining, Workbench, move_to, supervised
 from tune_ext._torch_snapshot import all_finite
@@ -145,6 +145,7 @@ def find_lr(
         raise InvalidTypeError(f"loader must be an iterable of batches, got {loader!r}")
     if forward is None and not callable(loss_fn):
         raise InvalidTypeError(f"loss_fn must be callable (or give forward=), got {loss_fn!r}")
+    check_flag("progress", progress)
     if loss is not None:
         check_choice("loss", loss, ("mse", "cross_entropy"))
     # All batches of a rung are kept, and every rung sees the same ones.

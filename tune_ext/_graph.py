@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from tune_ext._checks import check_choice, check_count
+from tune_ext._checks import check_choice, check_count, check_flag
 from tune_ext._dags import alive, parse_dag
 from tune_ext.errors import InvalidValueError
 
@@ -302,6 +302,8 @@ def from_dag(
         check_count(name, size)
     if kernel_size is not None:
         check_count("kernel_size", kernel_size)
+    check_flag("norm", norm)
+    check_flag("bias", bias)
 
     def layer(source: int, name: str, before: int) -> int:
         kernel = () if kernel_size is None else (kernel_size, kernel_size)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from tune_ext._checks import check_count
-from tune_ext.errors import InvalidConfigurationError, InvalidTypeError, InvalidValueError
+from tune_ext._checks import check_count, check_flag
+from tune_ext.errors import InvalidConfigurationError, InvalidValueError
 
 __all__ = ["growth_network", "most_poolings"]
 
@@ -67,8 +67,7 @@ def growth_network(
     tune_ext.errors.InvalidConfigurationError: conv_layers must be at most 3 for images of 14×14,
     because each is followed by a pooling (14 → 7 → 3 → 1), got 4
     """
-    if not isinstance(global_pooling, bool):
-        raise InvalidTypeError(f"global_pooling must be True or False, got {global_pooling!r}")
+    check_flag("global_pooling", global_pooling)
     before, classes = check_count("channels", channels), check_count("classes", classes)
     convolutions = _count(config, "conv_layers")
     _check_poolings(convolutions, size)

@@ -40,7 +40,7 @@ from ConfigSpace.hyperparameters import (
 from ConfigSpace.types import NotSet
 from numpy.typing import NDArray
 
-from tune_ext._checks import as_numbers, check_choice, check_count, check_list
+from tune_ext._checks import as_numbers, check_choice, check_count, check_flag, check_list
 from tune_ext.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
 
 __all__ = ["Effect", "Importance", "from_result_grid", "importance", "read_result_grid"]
@@ -182,6 +182,7 @@ def importance(
     """
     check_count("n_trees", n_trees, 1, 100_000)
     check_count("seed", seed, least=0)
+    check_flag("pairs", pairs)
     check_choice("mode", mode, ("min", "max"))
     dimensions = _dimensions(space)
     kept, y, failures = _objective(configs, values, mode, failed)

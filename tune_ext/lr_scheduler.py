@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from tune_ext._checks import as_number, check_choice, check_count, check_state
+from tune_ext._checks import as_number, check_choice, check_count, check_flag, check_state
 from tune_ext._find_lr import find_lr, resolve_lr
 from tune_ext._ladder_result import LadderResult, LadderRung
 from tune_ext._losses import LossBuffer
@@ -143,7 +143,7 @@ class ExpTestLR(LRScheduler):
         self._ratios = rate_ratios(optimizer)
         self._model = model if snapshot else None
         self._snapshot_device = torch.device("cpu") if snapshot == "cpu" else None
-        self._save_snapshot = bool(save_snapshot)
+        self._save_snapshot = check_flag("save_snapshot", save_snapshot)
         self._max_restores = (
             None if max_restores is None else check_count("max_restores", max_restores, 0)
         )

@@ -30,13 +30,13 @@ from functools import partial
 import numpy as np
 from torch import Tensor, nn
 
-from tune_ext._checks import LARGEST_LAYER, MOST_LAYERS, check_choice, check_count
+from tune_ext._checks import LARGEST_LAYER, MOST_LAYERS, check_choice, check_count, check_flag
 from tune_ext._dags import alive, parse_cell, parse_dag
 from tune_ext._growth_network import growth_network
 from tune_ext._random import check_seed
 from tune_ext._shake import ShakeDrop, ShakeShake, seed_noise_
 from tune_ext._wide_resnet import PreActResNet, count_parameters, joint_network, wide_resnet
-from tune_ext.errors import InvalidTypeError, InvalidValueError
+from tune_ext.errors import InvalidValueError
 
 __all__ = [
     "CellNetwork",
@@ -104,11 +104,6 @@ def _layer(layer: nn.Module, norm: nn.Module | None, activation: str) -> nn.Sequ
     return block
 
 
-def _check_switch(name: str, value: object) -> None:
-    if not isinstance(value, bool | np.bool_):
-        raise InvalidTypeError(f"{name} must be True or False, got {value!r}")
-
-
 class DagMLP(nn.Module):
     """A multilayer perceptron whose hidden layers form a directed acyclic graph.
 
@@ -151,8 +146,8 @@ class DagMLP(nn.Module):
         classes = check_count("classes", classes, 1, LARGEST_LAYER)
         width = check_count("width", width, 1, LARGEST_LAYER)
         check_choice("activation", activation, _ACTIVATIONS)
-        _check_switch("norm", norm)
-        _check_switch("bias", bias)
+        check_flag("norm", norm)
+        check_flag("bias", bias)
         self.dag = dag
 
         def layer(before: int) -> nn.Module:
@@ -217,8 +212,8 @@ class DagCNN(nn.Module):
         kernel_size = check_count("kernel_size", kernel_size, 1, MOST_LAYERS)
         stride = check_count("stride", stride, 1, LARGEST_LAYER)
         check_choice("activation", activation, _ACTIVATIONS)
-        _check_switch("norm", norm)
-        _check_switch("bias", bias)
+        check_flag("norm", norm)
+        check_flag("bias", bias)
         self.dag = dag
 
         def layer(before: int, step: int) -> nn.Module:

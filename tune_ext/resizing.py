@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tune_ext import _array_files
-from tune_ext._checks import LARGEST_LAYER, check_count
+from tune_ext._checks import LARGEST_LAYER, check_count, check_flag
 from tune_ext.errors import InvalidTypeError, InvalidValueError
 
 __all__ = ["CACHE_VARIABLE", "fingerprint_of_files", "memory_use", "resize", "resized"]
@@ -81,6 +81,7 @@ def resized(
             says how to name another one.
     """
     size = check_count("size", size)
+    check_flag("verify", verify)
     if callable(images):
         if not fingerprint:
             raise InvalidTypeError("a function for images needs a fingerprint of what it returns")

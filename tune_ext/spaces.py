@@ -40,6 +40,7 @@ from ConfigSpace import (
     UniformIntegerHyperparameter,
 )
 
+from tune_ext._checks import check_flag
 from tune_ext._growth_space import GROWTH_DEFAULTS, growth_domains, growth_space
 from tune_ext._joint_space import PARAMETERS, Part, Range, death_rate_depends_on, ranges
 
@@ -91,6 +92,7 @@ def joint_space(
     >>> dict(joint_space(part="hyperparameters").get_default_configuration())["momentum"]
     0.9
     """
+    check_flag("flat", flat)
     searched = ranges(limits, part)
     depends_on = None if flat else death_rate_depends_on(searched)
     if depends_on == []:  # it never has an effect
@@ -142,5 +144,6 @@ def joint_domains(
     """
     from tune_ext.raytune._joint_domains import domains
 
+    check_flag("flat", flat)
     searched = ranges(limits, part)
     return domains(searched, None if flat else death_rate_depends_on(searched))
