@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tune_ext._checks import as_number, check_choice, check_flag, check_positive
+from tune_ext._checks import LARGEST_COUNT, as_number, check_choice, check_flag, check_positive
 from tune_ext.errors import InvalidValueError
 
 __all__ = ["CLOSE", "Rounding", "Rung", "bracket_table"]
@@ -18,6 +18,8 @@ __all__ = ["CLOSE", "Rounding", "Rung", "bracket_table"]
 Rounding = Literal["formula", "published"]
 CLOSE = 1e-9
 """R = 81 is η⁴ also where a logarithm says 3.9999999999999996."""
+MOST_LEVELS = 100
+"""A table has the square of it in rungs, and more would tell nothing apart."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,19 @@ def bracket_table(
         raise InvalidValueError(f"reduction_factor must be above 1 and finite, got {eta}")
     if least > most:
         raise InvalidValueError(f"min_budget {least:g} is above max_budget {most:g}")
+    if (math.log(most) - math.log(least)) / math.log(eta) > MOST_LEVELS:
+        raise InvalidValueError(
+            f"budgets from {least:g} to {most:g} have more than {MOST_LEVELS} steps of {eta:g}: "
+            "give a larger reduction_factor, or a larger min_budget"
+        )
     levels = 0
     while least * eta ** (levels + 1) <= most * (1 + CLOSE):
         levels += 1
+    if (levels + 1) * eta**levels > LARGEST_COUNT:
+        raise InvalidValueError(
+            f"budgets from {least:g} to {most:g} would need {eta**levels:.3g} configurations in a "
+            "bracket: give a larger min_budget"
+        )
     return tuple(_bracket(s, levels, most, eta, rounding, whole) for s in range(levels, -1, -1))
 
 

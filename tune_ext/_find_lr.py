@@ -275,7 +275,7 @@ def _device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (TypeError, RuntimeError, AssertionError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidValueError(f"device {device!r} cannot be used: {error}") from None
     return found
 

@@ -56,6 +56,11 @@ def steps(scheduler):
         scheduler.step(1.0)
 
 
+def resolve_device(device):
+    data = [(torch.zeros(2, 4), torch.zeros(2, 2))]
+    tune_ext.find_lr(network(), torch.nn.functional.mse_loss, data, device=device)
+
+
 def network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -425,6 +430,10 @@ KNOWN = [
         tune_ext.BOHBSearch({"lr": tune.uniform(0, 1e308)}, metric="loss", mode="min")
     ),
     lambda: tune_ext.repair_experiment(b"no/such"),
+    lambda: tune_ext.HyperBand(max_t=9, reduction_factor=1 + 1e-9),
+    lambda: brackets.bracket_table(1e308, 1.5),
+    lambda: brackets.bracket_table(9, 3, min_budget=1e-300),
+    lambda: resolve_device(2**63),
 ]
 
 
