@@ -13,7 +13,7 @@ from ray.tune.schedulers import HyperBandForBOHB
 from tests.raytune.interrupted import Listed, Run
 from tests.raytune.test_restore import drive, let_ray_end
 from tests.raytune.trainables import RATES, Counter, response
-from tune_ext.raytune import BOHBSearch, HyperBand
+from tune_ext.raytune import BOHBSearch, HyperBand, _state_copy
 
 HIGHEST: dict[str, Any] = {"metric": "response_mean", "mode": "max"}
 
@@ -21,6 +21,7 @@ HIGHEST: dict[str, Any] = {"metric": "response_mean", "mode": "max"}
 @pytest.fixture(autouse=True)
 def saved_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.001")
+    monkeypatch.setattr(_state_copy, "_SHARE", 0.0)
 
 
 class Frail(Counter):

@@ -16,6 +16,7 @@ from tests.raytune.trainables import notes
 from tests.raytune.tuning_trainables import EPOCH, Class, Regression, function
 from tune_ext import ExpTestScheduler, LossMonitor, Tuner
 from tune_ext._loss_monitor import read_statistics
+from tune_ext.raytune import _state_copy
 
 KEEP_ALL = tune.CheckpointConfig(checkpoint_frequency=1)
 
@@ -149,6 +150,7 @@ def test_a_restored_experiment_goes_on_with_its_rates(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
+    monkeypatch.setattr(_state_copy, "_SHARE", 0.0)
     space = {"lr": 0.2, "home": str(tmp_path), "object": Unpickled()}
     tuner = tune.Tuner(
         function,

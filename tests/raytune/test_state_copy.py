@@ -299,6 +299,7 @@ def test_a_cut_state_loses_nothing(
 ) -> None:
     """Each kind of file in turn: the next start says so, the one after it goes on."""
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.05")
+    monkeypatch.setattr(_state_copy, "_SHARE", 0.0)
     experiment = tmp_path / "experiment"
     with pytest.raises(Exception, match="the driver ends here"):
         start(tmp_path, space)

@@ -118,7 +118,8 @@ class StateCopy:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._checked = False
+        self._storage: Any = None
+        self._state: Path | None = None  # where Ray saves it first
         self._kept: int | None = None
         self._next = -float("inf")
 
@@ -135,26 +136,30 @@ class StateCopy:
         storage = getattr(controller, "_storage", None)
         if storage is None:  # no experiment that is stored
             return
-        if not self._checked:
-            self._checked = True
-            try:
-                _check(controller, storage)
-            except OSError as error:
-                logger.warning("Cannot look at the experiment's state: %r", error)
-        if self._clock() >= self._next and storage.storage_filesystem.type_name == "local":
-            self._keep(controller, storage)
+        if storage is not self._storage:
+            self._begin(controller, storage)
+        if self._state is not None and self._clock() >= self._next:
+            self._keep(self._state)
 
-    def _keep(self, controller: Any, storage: Any) -> None:
-        state = Path(controller.experiment_state_path)
+    def _begin(self, controller: Any, storage: Any) -> None:
+        self._storage, self._kept = storage, None
+        try:
+            _check(controller, storage)
+        except OSError as error:
+            logger.warning("Cannot look at the experiment's state: %r", error)
+        in_place = storage.storage_filesystem.type_name == "local"
+        self._state = Path(controller.experiment_state_path) if in_place else None
+
+    def _keep(self, state: Path) -> None:
         began = self._clock()
         try:
-            saved = state.stat().st_mtime_ns
+            saved = os.stat(state).st_mtime_ns
             if saved == self._kept:
                 return
             # The staged files are written in this thread: here they are whole.
             own = _session(state.name)
             files = [path for path in state.parent.iterdir() if _session(path.name) == own]
-            _write(Path(storage.experiment_fs_path, FILE_NAME), files)
+            _write(Path(self._storage.experiment_fs_path, FILE_NAME), files)
         except FileNotFoundError:  # nothing has been saved yet
             return
         except OSError as error:
