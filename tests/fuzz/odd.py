@@ -9,6 +9,7 @@ import decimal
 import fractions
 import math
 import os
+import resource
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,9 @@ from tune_ext.errors import TuneExtError
 
 MANY = int(os.environ.get("TUNE_EXT_FUZZ", "1"))
 """How many times as many examples as in the test suite."""
+
+if MANY > 1:  # whatever wants all the memory there is shall say so, and not take the machine's
+    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, resource.RLIM_INFINITY))
 
 COUNTS: Counter[str] = Counter()
 """Examples that were accepted and refused, for the line that a long run prints."""

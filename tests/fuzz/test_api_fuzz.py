@@ -61,6 +61,16 @@ def resolve_device(device):
     tune_ext.find_lr(network(), torch.nn.functional.mse_loss, data, device=device)
 
 
+def weightless(make):
+    """Networks without memory for their weights: what is asked for may be larger than any."""
+
+    def made(**arguments):
+        with torch.device("meta"):
+            return make(**arguments)
+
+    return made
+
+
 def network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -356,12 +366,12 @@ MADE = {
         None,
     ),
     "DagMLP": (
-        models.DagMLP,
+        weightless(models.DagMLP),
         {"dag": "1", "inputs": 4, "width": 4, "classes": 2, "activation": "relu"},
         None,
     ),
     "CellNetwork": (
-        models.CellNetwork,
+        weightless(models.CellNetwork),
         {
             "cell": "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|none~0|none~1|skip_connect~2|",
             "channels": 1,
@@ -372,8 +382,13 @@ MADE = {
         None,
     ),
     "wide_resnet": (
-        models.wide_resnet,
+        weightless(models.wide_resnet),
         {"depth": 10, "width": 1, "channels": 1, "classes": 2},
+        None,
+    ),
+    "DagCNN": (
+        weightless(models.DagCNN),
+        {"dag": "2_02", "channels": 1, "width": 4, "classes": 3, "kernel_size": 3, "stride": 1},
         None,
     ),
     "random_dags": (models.random_dags, {"nodes": 4, "count": 2, "seed": 0}, None),

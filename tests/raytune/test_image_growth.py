@@ -28,7 +28,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from tests.raytune.test_restore import Ends
+from tests.raytune.test_restore import Ends, let_ray_end
 from tune_ext import BOHBSearch, ImageGrowthSearch
 from tune_ext.errors import (
     InvalidTypeError,
@@ -529,6 +529,7 @@ def test_a_restored_run_has_the_same_number_of_evaluations(cluster: str, tmp_pat
 
     with pytest.raises(Exception, match="the driver ends here"):
         start()
+    let_ray_end(tmp_path / "experiment")
     results = start()
     configs = [r.config for r in results if r.config]
     assert Counter(c["image_size"] for c in configs) == dict(SIZES)

@@ -33,7 +33,7 @@ from ray.tune.search.optuna import OptunaSearch
 from torch import nn
 
 from tests.raytune.scaled_trainables import WantsItsOwnRate, factor, network
-from tests.raytune.test_restore import Ends, drive
+from tests.raytune.test_restore import Ends, drive, let_ray_end
 from tests.raytune.trainables import Counter, notes, response
 from tune_ext import ArchitectureScaledSearch, AutoHyperScheduler, AutoHyperSearch, scaling
 from tune_ext.autohyper import AutoHyper, Parameter
@@ -747,6 +747,7 @@ def test_a_restored_run_gives_the_same_answer(cluster: None, tmp_path: Path) -> 
 
     with pytest.raises(Exception, match="the driver ends here"):
         start()
+    let_ray_end(tmp_path / "experiment")
     before = {note["lr"] for note in notes(tmp_path)}
     (final,) = [r.config for r in start() if r.config["tune_ext"]["role"] == "final"]
     assert final["tune_ext"]["base_lr"] == expected(factor(5), max_probes=9)
