@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from typing import Any
 
@@ -292,6 +293,25 @@ def test_nothing_good_in_a_stage_carries_nothing_and_says_so() -> None:
     assert [t.kind for t in growth.trials(1)] == ["own"] * 6
     assert growth.best is not None
     assert growth.best[0] == 16
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "probes", "said"),
+    [
+        (4, None, "from 8 to 16 pixels, 2 configurations.*60%.*Give 16 pixels 8 evaluations"),
+        (20, 2, "2 configurations.*60%.*Give probes=4 or more"),
+        (20, 0, None),  # nobody asked
+        (8, None, None),
+    ],
+)
+def test_pairs_that_say_nothing_are_told(evaluations: int, probes: Any, said: str | None) -> None:
+    growth = ImageGrowth(line(), [(8, 12), (16, evaluations)], probes=probes, seed=0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        played(growth, lambda config, size: config["x"])
+    messages = [str(w.message) for w in found if w.category is TransferWarning]
+    assert len(messages) == (said is not None)
+    assert said is None or re.search(said, messages[0])
 
 
 def test_a_trial_that_is_run_again_after_a_failure_counts() -> None:

@@ -47,7 +47,7 @@ from tune_ext._growth_stages import (
 )
 from tune_ext._narrowing import describe, narrow, plain, read_space
 from tune_ext._random import check_seed, derive_seed
-from tune_ext._transfer import Transfer, measure_transfer, translate_losses
+from tune_ext._transfer import MIN_PAIRS, Transfer, measure_transfer, translate_losses
 from tune_ext.errors import InvalidTypeError, InvalidValueError, StateError
 
 __all__ = ["PAPER_SIZES", "Carried", "ImageGrowth", "TransferWarning", "Trial", "Turn"]
@@ -62,7 +62,7 @@ _PROBES = (5, 12)
 
 
 class TransferWarning(UserWarning):
-    """What was best at one image size is hardly so at the next: little is carried."""
+    """What was best at one image size is hardly so at the next, or nobody knows whether it is."""
 
 
 class ImageGrowth:
@@ -338,7 +338,7 @@ class ImageGrowth:
         space = narrow(self.space, before.top(self._top), transfer.weight, floor=self._floor)
         points = self._translated(number, space, pairs, transfer.weight)
         stage.carried = Carried(transfer, space, points)
-        if transfer.weight < _HALF_WAY and self._transfer is None:
+        if self._transfer is None:
             self._warn(before.size, stage.size, transfer)
 
     def _pairs(self, number: int) -> list[tuple[float, float | None]]:
@@ -372,13 +372,25 @@ class ImageGrowth:
 
     def _warn(self, before: int, size: int, transfer: Transfer) -> None:
         said = "is not known" if transfer.correlation is None else f"is {transfer.correlation:.2f}"
-        warnings.warn(
-            f"from {before} to {size} pixels, the rank correlation of {transfer.pairs} "
-            f"configurations {said}: only {transfer.weight:.0%} of what the smaller images taught "
-            "is carried over",
-            TransferWarning,
-            stacklevel=2,
-        )
+        if transfer.weight < _HALF_WAY:
+            told = (
+                f"from {before} to {size} pixels, the rank correlation of {transfer.pairs} "
+                f"configurations {said}: only {transfer.weight:.0%} of what the smaller images "
+                "taught is carried over"
+            )
+        elif transfer.pairs < MIN_PAIRS and self._probes != 0:
+            least = f"probes={MIN_PAIRS}"
+            if self._probes is None:
+                least = f"{size} pixels {2 * MIN_PAIRS} evaluations"
+            told = (
+                f"from {before} to {size} pixels, {transfer.pairs} configurations have results at "
+                f"both sizes: fewer than {MIN_PAIRS} do not say how far small images can be "
+                f"trusted, and {transfer.weight:.0%} of what they taught is carried over all the "
+                f"same. Give {least} or more"
+            )
+        else:
+            return
+        warnings.warn(told, TransferWarning, stacklevel=2)
 
     def _reserved(self, trial: str) -> Stage:
         stage = self._stages[self._where[trial]] if trial in self._where else None
