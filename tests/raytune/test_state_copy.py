@@ -226,6 +226,10 @@ def written(change: Callable[[zipfile.ZipFile], object]) -> Callable[[Path], Non
         (written(lambda z: z.writestr(f"/a-{FIRST}.json", "{}")), "no name of a file"),
         (written(lambda z: z.writestr(f"a-{FIRST}.json", "{}")), "no state of an experiment"),
         (written(lambda z: None), "no state of an experiment"),
+        (
+            written(lambda z: z.writestr(f"a-{FIRST}.json", "0" * 9**6, zipfile.ZIP_DEFLATED)),
+            "compr",
+        ),
         (written(lambda z: z.writestr(f"experiment_state-{FIRST}.json", "{")), "is cut off"),
     ],
 )

@@ -280,6 +280,8 @@ def _kept(filesystem: FileSystem, path: str) -> dict[str, bytes]:
         raise StateError(f"{where} cannot be read: {error}") from None
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise StateError(f"{where} is not one of ours: what is in it is compressed")
             files = {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise StateError(f"{where} is damaged: {error}") from None
