@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -51,13 +52,14 @@ class Experiment:
     def names(self) -> tuple[str, str]:
         return self.experiment_state_file_name, f"search_gen_state-{self.session}.json"
 
-    def save(self, value: int) -> None:
+    def save(self, value: int, trials: int = 1) -> None:
         """As Ray saves it, and copies it."""
-        for name, data in zip(
-            self.names, (json.dumps({"x": value}).encode(), pickle.dumps(value)), strict=True
-        ):
+        state = {"x": value, "trial_data": [["", ""]] * trials}
+        contents = json.dumps(state).encode(), pickle.dumps(value)
+        for name, data in zip(self.names, contents, strict=True):
             (self.staged / name).write_bytes(data)
             (self.stored / name).write_bytes(data)
+            os.utime(self.staged / name, ns=(value, value))  # a clock may be coarse
 
     def cut(self, kind: int) -> None:
         path = self.stored / self.names[kind]
@@ -91,7 +93,7 @@ def test_a_cut_file_is_put_back_and_the_start_that_could_not_read_it_ends(
 ) -> None:
     saved.cut(kind)
     second = again(saved, staging="staging" if kind else "again")  # whatever Ray read is staged
-    with pytest.raises(StateError, match=r"begun again(?s:.*)restore it once more"):
+    with pytest.raises(StateError, match=r"begun again(?s:.*)Restore it once more"):
         StateCopy().step(second)
     assert saved.values() == (1, 1)
     second.resumed = True
@@ -167,7 +169,7 @@ def test_without_a_copy_it_is_said_what_can_be_done(saved: Experiment) -> None:
     later.save(2)
     later.cut(0)
     (saved.stored / FILE_NAME).unlink()
-    said = f"{later.names[0]} is cut off(?s:.*)no copy(?s:.*)Ray goes on from {saved.names[0]}"
+    said = f"{later.names[0]} is cut off(?s:.*)no copy(?s:.*)go on from {saved.names[0]}, remove"
     before = {path.name: path.read_bytes() for path in saved.stored.iterdir()}
     for _ in range(2):
         with pytest.raises(StateError, match=said):
@@ -176,11 +178,11 @@ def test_without_a_copy_it_is_said_what_can_be_done(saved: Experiment) -> None:
 
 
 def test_a_restore_that_failed_for_another_reason_is_not_begun_again(saved: Experiment) -> None:
-    with pytest.raises(StateError, match=r"Failed to restore the run state(?s:.*)overwritten"):
+    with pytest.raises(StateError, match=r"overwritten(?s:.*)Failed to restore the run state"):
         StateCopy().step(again(saved, staging="staging"))
 
 
-def test_file_systems_that_replace_files_as_a_whole_need_no_copy(tmp_path: Path) -> None:
+def test_a_copy_is_kept_on_local_file_systems_only(tmp_path: Path) -> None:
     experiment = Experiment(tmp_path)
     handler = FSSpecHandler(fsspec.filesystem("file"))
     experiment._storage.storage_filesystem = PyFileSystem(handler)
@@ -198,11 +200,14 @@ def test_a_full_disk_ends_nothing(
     before = (saved.stored / FILE_NAME).read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(zipfile.ZipFile, "write", full)
-        copy = StateCopy()
+        clock = Clock()
+        copy = StateCopy(clock)
         saved.resumed = True
         saved.save(2)
-        copy.step(saved)
-    assert "No space left" in caplog.text
+        for _ in range(9):
+            copy.step(saved)
+            clock.now += 100
+    assert caplog.text.count("No space left") == 1, "it is told for every saving, not every step"
     assert (saved.stored / FILE_NAME).read_bytes() == before
     assert not list(saved.stored.glob("*.tmp"))
 
@@ -221,7 +226,7 @@ def written(change: Callable[[zipfile.ZipFile], object]) -> Callable[[Path], Non
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "damaged"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b'"x"', b'"y"')), "damaged"),
         (lambda path: path.write_bytes(b""), "damaged"),
-        (lambda path: path.unlink(), "no copy of its state was kept"),
+        (lambda path: path.unlink(), "there is no copy of its state"),
         (written(lambda z: z.writestr("../x.json", "{}")), "no name of a file of Ray's state"),
         (written(lambda z: z.writestr(f"/a-{FIRST}.json", "{}")), "no name of a file"),
         (written(lambda z: z.writestr(f"a-{FIRST}.json", "{}")), "no state of an experiment"),
@@ -243,7 +248,7 @@ def test_a_damaged_copy_changes_nothing(saved: Experiment, write: Any, said: str
 
 
 def test_where_nothing_is_it_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match="no copy of its state was kept"):
+    with pytest.raises(StateError, match=r"nowhere.*there is no copy of its state"):
         repair_experiment(str(tmp_path / "nowhere"))
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match=r"file cannot be repaired"):
@@ -255,6 +260,89 @@ def test_where_nothing_is_it_is_said(tmp_path: Path) -> None:
     for odd in ("nowhere://x", "\0", "s3:///"):
         with pytest.raises(StateError):
             repair_experiment(odd)
+
+
+def fails(*arguments: Any) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_state_that_cannot_be_read_or_put_back_is_not_begun_again(
+    saved: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(_state_copy, "_read", fails)
+        with pytest.raises(StateError, match=r"cannot be read.*Input/output error"):
+            StateCopy().step(again(saved))
+    saved.cut(0)
+    with monkeypatch.context() as patched:
+        patched.setattr(_state_copy, "_replace", fails)
+        with pytest.raises(StateError, match=r"is cut off.*Input/output error"):
+            StateCopy().step(again(saved, "2026-01-03_00-00-00", "third"))
+    assert repair_experiment(saved.stored)
+
+
+def test_a_listing_that_fails_ends_no_new_experiment(
+    saved: Experiment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_state_copy, "_names", fails)
+    StateCopy().step(again(saved))
+    assert "Input/output error" in caplog.text
+
+
+def test_what_is_staged_of_a_later_start_is_not_read_again(saved: Experiment) -> None:
+    """Ray looks into the staging directory of the driver before, and removes nothing from it."""
+    later = again(saved, staging="staging")
+    later.save(2)
+    later.cut(1)
+    third = again(saved, "2026-01-03_00-00-00", "staging")
+    with pytest.raises(StateError, match="once more"):
+        StateCopy().step(third)
+    assert {path.name for path in saved.staged.iterdir()} == {*saved.names}
+
+
+def test_a_file_that_ray_was_about_to_rename_is_no_state(saved: Experiment) -> None:
+    (saved.stored / f"tmp-{saved.names[1]}").write_bytes(b"")
+    saved.save(5)
+    assert repair_experiment(saved.stored) == []
+    assert saved.values() == (5, 5)
+
+
+def test_a_state_of_no_trial_is_none_where_one_of_trials_was_kept(saved: Experiment) -> None:
+    later = again(saved)
+    later.save(2, trials=0)
+    with pytest.raises(StateError, match="once more"):
+        StateCopy().step(again(saved, "2026-01-03_00-00-00", "third"))
+    assert saved.values() == (1, 1)
+
+
+def test_a_start_that_ended_before_its_first_trial_is_begun_again(tmp_path: Path) -> None:
+    first = Experiment(tmp_path)
+    first.save(1, trials=0)
+    StateCopy().step(again(first))
+
+
+def test_one_scheduler_for_two_experiments(saved: Experiment, tmp_path: Path) -> None:
+    clock = Clock()
+    copy = StateCopy(clock)
+    (tmp_path / "other").mkdir()
+    other = Experiment(tmp_path / "other")
+    for experiment in (saved, other):
+        experiment.save(7)
+        copy.step(experiment)
+    assert (other.stored / FILE_NAME).exists()
+    saved.cut(0)
+    with pytest.raises(StateError, match="once more"):
+        copy.step(again(saved))
+
+
+def test_a_clock_before_zip_was_made(saved: Experiment) -> None:
+    for path in saved.staged.iterdir():
+        os.utime(path, (0, 0))
+    copy = StateCopy()
+    saved.resumed = True
+    copy.step(saved)
+    saved.cut(0)
+    assert repair_experiment(f"{saved.stored}/")
 
 
 @pytest.mark.parametrize("name", ["experiment_state-a.json", "searcher-state-a.json", "a.pkl"])
@@ -270,7 +358,9 @@ def test_every_cut_is_seen(name: str) -> None:
 SPACE = {"lr": tune.loguniform(1e-6, 1e-2)}
 
 
-def start(home: Path, space: dict[str, Any] | None = None) -> Any:
+def start(
+    home: Path, space: dict[str, Any] | None = None, after: int = 7, restore: bool | None = None
+) -> Any:
     tuner = tune.Tuner(
         Counter,
         param_space={"home": str(home)} | ({} if space else SPACE),
@@ -287,10 +377,10 @@ def start(home: Path, space: dict[str, Any] | None = None) -> Any:
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="experiment", storage_path=str(home), verbose=0, callbacks=[Ends(home, 7)]
+            name="experiment", storage_path=str(home), verbose=0, callbacks=[Ends(home, after)]
         ),
     )
-    if (home / "ended").exists():
+    if (home / "ended").exists() if restore is None else restore:
         tuner = tune.Tuner.restore(str(home / "experiment"), trainable=Counter)
     return tuner.fit()
 
@@ -325,6 +415,27 @@ def test_a_cut_state_loses_nothing(
     assert max(r.metrics["response_mean"] for r in results) == response(min(RATES))
 
 
+@pytest.mark.parametrize("kind", ["search_gen_state", "searcher-state"])
+def test_an_experiment_that_was_restored_before_is_not_begun_again(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Ray saves that it went on; a start that cannot would believe it, end, and save nothing."""
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0.05")
+    monkeypatch.setattr(_state_copy, "_SHARE", 0.0)
+    experiment = tmp_path / "experiment"
+    for restore in (False, True):
+        (tmp_path / "ended").unlink(missing_ok=True)  # so that Ends does it once more
+        with pytest.raises(Exception, match="the driver ends here"):
+            start(tmp_path, SPACE, after=3, restore=restore)
+        let_ray_end(experiment)
+    path = max(experiment.glob(f"{kind}-*.json"))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(Exception, match="once more"):
+        start(tmp_path, SPACE)
+    results = start(tmp_path, SPACE)
+    assert sorted(r.config["lr"] for r in results) == sorted(RATES)
+
+
 def test_a_search_that_could_not_go_on_is_not_saved_over_the_one_that_was(tmp_path: Path) -> None:
     """Without a scheduler of ours, what Ray logs and leaves aside is told by the search."""
     search = BOHBSearch({"x": tune.uniform(0, 1)}, metric="loss", mode="min", seed=0)
@@ -336,6 +447,8 @@ def test_a_search_that_could_not_go_on_is_not_saved_over_the_one_that_was(tmp_pa
     with pytest.raises(StateError, match=r"cannot go on(?s:.*)repair_experiment"):
         search.save_to_dir(str(tmp_path), "second")
     search.save(str(tmp_path / "elsewhere"))
+    (tmp_path / "another").mkdir()
+    search.save_to_dir(str(tmp_path / "another"), "second")
     (path.parent / "searcher-state-third.json").write_bytes((tmp_path / "elsewhere").read_bytes())
     search.restore_from_dir(str(tmp_path))
     search.save_to_dir(str(tmp_path), "second")

@@ -95,8 +95,8 @@ class StatefulSearcher(Searcher):
     WHOLE_STATE: ClassVar[bool] = True
     """Whether `get_state` holds everything; that of a wrapper leaves out what it wraps."""
     CKPT_FILE_TMPL = "searcher-state-{}.json"
-    _refused: str | None = None
-    """Why Ray could not restore it; Ray itself logs that and begins again."""
+    _refused: tuple[str, str] | None = None
+    """Where Ray could not restore it from, and why; Ray itself logs that and begins again."""
 
     def __init__(self, metric: str | None, mode: str | None) -> None:
         if metric is not None:
@@ -181,7 +181,7 @@ class StatefulSearcher(Searcher):
         try:
             super().restore_from_dir(checkpoint_dir)
         except Exception as error:
-            self._refused = str(error)
+            self._refused = checkpoint_dir, str(error)
             raise
         self._refused = None
 
@@ -191,11 +191,11 @@ class StatefulSearcher(Searcher):
         Raises:
             StateError: It could not be restored from there before.
         """
-        if self._refused is not None:
+        if self._refused is not None and self._refused[0] == checkpoint_dir:
             raise StateError(
-                f"the search cannot go on: {self._refused}. The experiment ends before it is saved "
-                "over; tune_ext.repair_experiment puts back a state that was kept. To begin again, "
-                "give another name"
+                f"the search cannot go on: {self._refused[1]}. The experiment ends before that is "
+                "saved over; tune_ext.repair_experiment puts back a state that was kept. To begin "
+                "again, give another name and a new search"
             )
         super().save_to_dir(checkpoint_dir, session_str)
 

@@ -3,13 +3,18 @@
 Ray copies its state over the last one, file by file, in a thread. A driver that is killed in the
 middle of that leaves a file that ends too early, and so does one that saves again meanwhile. A
 restore then finds nothing that it can read, says so in its log and begins the experiment again,
-over what was there. On file systems where that can happen, our schedulers keep what Ray has
-saved in one archive, which is replaced as a whole; and they end an experiment that was to go on
-and has begun again, before it trains or saves anything, with Ray's files put back.
+over what was there. On local file systems, where that can happen, our schedulers keep what Ray
+has saved in one archive, which is replaced as a whole; and they end an experiment that was to go
+on and has begun again, before it trains or saves anything, with Ray's files put back.
+
+That is seen where a file of the state is cut off, or where Ray had already read the trials. Where
+it could not read them for another reason, such as a class that is no longer there, nothing tells
+such a start from a new experiment of the same name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -30,7 +35,7 @@ from tune_ext.errors import InvalidTypeError, StateError
 __all__ = ["FILE_NAME", "StateCopy", "is_whole", "repair_experiment"]
 
 FILE_NAME = "tune_ext_state.zip"
-_MEMBER = re.compile(r"([a-z_-]+)-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(?:json|pkl)")
+_MEMBER = re.compile(r"(?!tmp-)([a-z_-]+)-(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(?:json|pkl)")
 """A file of Ray's state: what it is of, and the session, which is when it began."""
 _ASIDE = ".cut"
 """What is put behind the name of a file that Ray cannot read."""
@@ -41,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_whole(name: str, data: bytes) -> bool:
-    """Whether a file of Ray's state comes to its end; nothing in it is run.
+    """Whether a file of Ray's state comes to its end, and says something; nothing in it is run.
 
     Args:
         name: Of the file: Ray's ``experiment_state-*.json`` and the searchers' ``*.json`` of ours
@@ -50,18 +55,20 @@ def is_whole(name: str, data: bytes) -> bool:
 
     >>> is_whole("experiment_state-now.json", b'{"stats": {}}'), is_whole("s.pkl", b"N")
     (True, False)
+    >>> is_whole("experiment_state-now.json", b'{"trial_data": []}')  # Ray cannot restore it
+    False
     """
     try:
         if name.endswith(".json") and data[:1] in b"{":
             text = data.decode("utf-8")
-            json.loads(unseal(text) if is_sealed(text) else text)
-        else:
-            for _ in pickletools.genops(data):
-                pass
-    except (ValueError, StateError):
-        return False
-    except Exception:  # whatever pickletools does with what is not a pickle
-        logger.debug("No pickle: %s", name, exc_info=True)
+            found = json.loads(unseal(text) if is_sealed(text) else text)
+            return bool(found.get("trial_data", True))
+        for _ in pickletools.genops(data):
+            pass
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever pickletools does with what is not a pickle
+        logger.debug("%s cannot be read: %r", name, error)
         return False
     return True
 
@@ -71,9 +78,9 @@ def repair_experiment(
 ) -> list[str]:
     """Put Ray's state of an experiment back as one of our schedulers has kept it.
 
-    Files of the state that are cut off are replaced; those of a later start get ".cut" behind
-    their names. Results and checkpoints of trials are left alone: what was reported since is
-    trained again.
+    If a file of the newest state is cut off, all files of the state are as they were when it was
+    kept; those of later starts get ".cut" behind their names. Results and checkpoints of trials
+    are left alone: what was reported since is trained again.
 
     Args:
         path: The experiment's directory, as for ``Tuner.restore``.
@@ -88,7 +95,8 @@ def repair_experiment(
 
     >>> repair_experiment("no/such/experiment")
     Traceback (most recent call last):
-    tune_ext.errors.StateError: no copy of its state was kept (tune_ext_state.zip)
+    tune_ext.errors.StateError: no/such/experiment cannot be repaired: there is no copy of its
+    state (tune_ext_state.zip), which our schedulers keep on local file systems
     """
     if not isinstance(path, str | os.PathLike):
         raise InvalidTypeError(f"path must be a string or a path, got {path!r}")
@@ -98,10 +106,8 @@ def repair_experiment(
     try:
         if filesystem is None:
             filesystem, place = FileSystem.from_uri(_uri(place))
-        return _repair(filesystem, place)
+        return _repair(filesystem, place.rstrip("/"))
     except (OSError, ValueError) as error:
-        if isinstance(error, StateError):
-            raise
         raise StateError(f"{os.fspath(path)} cannot be repaired: {error}") from None
 
 
@@ -142,11 +148,11 @@ class StateCopy:
             self._keep(self._state)
 
     def _begin(self, controller: Any, storage: Any) -> None:
-        self._storage, self._kept = storage, None
-        try:
-            _check(controller, storage)
-        except OSError as error:
-            logger.warning("Cannot look at the experiment's state: %r", error)
+        self._storage, self._kept, self._next = storage, None, -float("inf")
+        _check(controller, storage)
+        # Ray has looked at it for the last time, but saves it: a start that cannot go on from
+        # there would take itself for one that can, train nothing and save that.
+        controller._resumed = False
         in_place = storage.storage_filesystem.type_name == "local"
         self._state = Path(controller.experiment_state_path) if in_place else None
 
@@ -164,8 +170,7 @@ class StateCopy:
             return
         except OSError as error:
             logger.warning("Cannot keep a copy of the experiment's state: %r", error)
-        else:
-            self._kept = saved
+        self._kept = saved
         now = self._clock()
         self._next = now + _SHARE * (now - began)
 
@@ -186,41 +191,68 @@ def _check(controller: Any, storage: Any) -> None:
         return
     filesystem, path = storage.storage_filesystem, storage.experiment_fs_path
     own = controller.experiment_state_file_name
-    earlier = [name for name in _names(filesystem, path) if _is_state(name) and name != own]
+    try:
+        earlier = [name for name in _names(filesystem, path) if _is_state(name) and name != own]
+    except Exception as error:  # of any file system
+        logger.warning("Cannot look for the state of an earlier start in %s: %r", path, error)
+        return
     if not earlier:
         return
     newest = max(earlier)
-    # Ray takes up the directory of the driver before, once it has read the state.
+    # Ray takes up the directory of the driver before, once it has read the trials.
     staged = Path(controller.experiment_state_path).parent
     begun = any(p.name != own for p in staged.glob("experiment_state-*.json"))
-    readable = is_whole(newest, _read(filesystem, f"{path}/{newest}"))
-    if readable and not begun:  # another experiment of that name, as Ray allows
+    what = (
+        f"Ray could not restore the experiment in {path} and would have begun again in its place. "
+        "Nothing was overwritten"
+    )
+    anew = "To begin again, give another name and a new search"
+    try:
+        data = _read(filesystem, f"{path}/{newest}")
+    except OSError as error:
+        raise StateError(f"{what}: {newest} cannot be read ({error}). {anew}") from None
+    cut = not is_whole(newest, data)
+    if not (cut or begun):  # another experiment of that name, as Ray allows
         return
-    what = f"Ray could not restore the experiment in {path} and would have begun again in its place"
-    anew = f"To begin again, give another name, or remove {newest}"
+    kept = filesystem.get_file_info(f"{path}/{FILE_NAME}").is_file
+    if not (kept or begun) and _has_no_trials(newest, data):  # it ended before there were any
+        return
+    trouble = ""
     try:
         back = _repair(filesystem, path)
-    except StateError as error:
-        back, trouble = [], f"; {error}"
-    else:
-        trouble = ""
+    except (StateError, OSError) as error:
+        back, trouble = [], f", and {error}"
     if back:
+        _unstage(staged, max(_session(name) for name in back))
         raise StateError(
-            f"{what}: its state was cut off, as it is when a driver is killed while Ray copies it. "
-            f"{', '.join(back)} are back as {FILE_NAME} has kept them: restore it once more, and "
-            f"it goes on. {anew}"
+            f"{what}, and {', '.join(back)} are back as {FILE_NAME} has kept them: the state was "
+            "cut off, as it is when a driver is killed while Ray copies it. Restore it once more, "
+            f"and it goes on. {anew}"
         )
-    if readable:
+    if not cut:
         raise StateError(
-            f'{what}. Why, Ray has logged after "Failed to restore the run state"{trouble}. '
-            f"Nothing was overwritten. {anew}"
+            f'{what}. Why, Ray has logged after "Failed to restore the run state"{trouble}. {anew}'
         )
     older = [name for name in earlier if name != newest]
-    go_on = f"; then Ray goes on from {max(older)}" if older else ""
+    go_on = (
+        f". To go on from {max(older)}, remove all files named {_session(newest)}" if older else ""
+    )
     raise StateError(
         f"{what}: {newest} is cut off, as it is when a driver is killed while Ray copies it"
-        f"{trouble}. Nothing was overwritten. {anew}{go_on}"
+        f"{trouble}. {anew}{go_on}"
     )
+
+
+def _has_no_trials(name: str, data: bytes) -> bool:
+    """Whether a state is whole, but of no trial."""
+    return not is_whole(name, data) and is_whole(name, data.replace(b'"trial_data"', b'"none"', 1))
+
+
+def _unstage(staged: Path, session: str) -> None:
+    """Take what is later than a session from where Ray stages its state; it looks there first."""
+    for path in list(staged.iterdir()) if staged.is_dir() else []:
+        if _session(path.name) > session:
+            path.unlink(missing_ok=True)
 
 
 def _repair(filesystem: FileSystem, path: str) -> list[str]:
@@ -232,11 +264,11 @@ def _repair(filesystem: FileSystem, path: str) -> list[str]:
         return []
     kept = _kept(filesystem, path)
     session = max(_session(name) for name in kept)
+    for name, data in kept.items():
+        _replace(filesystem, f"{path}/{name}", data)
     for name in there:
         if _session(name) > session:
             filesystem.move(f"{path}/{name}", f"{path}/{name}{_ASIDE}")
-    for name, data in kept.items():
-        _replace(filesystem, f"{path}/{name}", data)
     return sorted(kept)
 
 
@@ -252,16 +284,22 @@ def _read(filesystem: FileSystem, path: str) -> bytes:
 
 def _replace(filesystem: FileSystem, path: str, data: bytes) -> None:
     """Write a file so that a reader, or a kill, finds the old one or the new one."""
-    with filesystem.open_output_stream(f"{path}.tmp") as stream:
-        stream.write(data)
-    filesystem.move(f"{path}.tmp", path)
+    temporary = f"{path}.tmp"
+    try:
+        with filesystem.open_output_stream(temporary) as stream:
+            stream.write(data)
+        filesystem.move(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(temporary)
+        raise
 
 
 def _write(path: Path, files: Iterable[Path]) -> None:
     """Put files into an archive, of which nobody sees half."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        with zipfile.ZipFile(temporary, "w") as archive:
+        with zipfile.ZipFile(temporary, "w", strict_timestamps=False) as archive:
             for file in files:
                 archive.write(file, file.name)
         temporary.replace(path)
@@ -275,7 +313,10 @@ def _kept(filesystem: FileSystem, path: str) -> dict[str, bytes]:
     try:
         data = _read(filesystem, where)
     except FileNotFoundError:
-        raise StateError(f"no copy of its state was kept ({FILE_NAME})") from None
+        raise StateError(
+            f"there is no copy of its state ({FILE_NAME}), which our schedulers keep on local "
+            "file systems"
+        ) from None
     except OSError as error:
         raise StateError(f"{where} cannot be read: {error}") from None
     try:
