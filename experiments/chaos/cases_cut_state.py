@@ -135,7 +135,7 @@ def _cases(directory: Path, seed: int, systems: Any, times: int) -> Iterator[Out
         for pattern in FILES[own]:
             for turn in range(times):
                 after, share = int(random.integers(14, 24)), float(random.uniform(0, 0.98))
-                where = home / f"{pattern[:5]} {turn}"
+                where = home / f"{pattern.partition('-')[0]} {turn}"
                 rows.append(cut_and_resume(system, where, pattern, after, share))
         control = "goes on" if whole.is_well else "does not go on"
         yield Outcome(
