@@ -33,9 +33,10 @@ def _losses(rate: float) -> Iterator[float]:
     while True:
         x = generator.normal(size=(16, 8)) * np.linspace(0.2, 1.5, 8)
         error = x @ weights - x @ truth - 0.3 * generator.normal(size=16)
-        with np.errstate(over="ignore", invalid="ignore"):
-            yield float(np.mean(error**2))
+        with np.errstate(over="ignore", invalid="ignore"):  # never around a yield: numpy crashes
+            loss = float(np.mean(error**2))
             weights = weights - rate * 2 * x.T @ error / 16
+        yield loss
 
 
 class Formula(tune.Trainable):  # type: ignore[misc]

@@ -145,9 +145,10 @@ def losses(lr: float) -> Iterator[float]:
     while True:
         x = random.normal(size=(16, 8)) * np.linspace(0.2, 1.5, 8)
         error = x @ (weights - truth) - 0.3 * random.normal(size=16)
-        with np.errstate(over="ignore", invalid="ignore"):
-            yield float(np.mean(error**2))
+        with np.errstate(over="ignore", invalid="ignore"):  # never around a yield: numpy crashes
+            loss = float(np.mean(error**2))
             weights = weights - lr * 2 * x.T @ error / 16
+        yield loss
 
 
 class Rung(Work):

@@ -29,9 +29,10 @@ def losses(lr: float) -> Iterator[float]:
     while True:
         x = generator.normal(size=(16, 8)) * np.linspace(0.2, 1.5, 8)
         error = x @ weights - x @ truth - 0.3 * generator.normal(size=16)
-        with np.errstate(over="ignore", invalid="ignore"):
-            yield float(np.mean(error**2))
+        with np.errstate(over="ignore", invalid="ignore"):  # never around a yield: numpy crashes
+            loss = float(np.mean(error**2))
             weights = weights - lr * 2 * x.T @ error / 16
+        yield loss
 
 
 def rung_result(lr: float, steps: int = STEPS) -> RungResult:
