@@ -46,11 +46,16 @@ class Ends(tune.Callback):
             raise RuntimeError("the driver ends here")
 
 
-def let_ray_end(experiment: Path) -> None:
-    """After a driver has ended in this process: its last copy goes on, and may have been cut."""
+def wait_for_copies() -> None:
+    """After a driver has ended in this process: its last copy goes on."""
     for thread in threading.enumerate():
         if "(entrypoint)" in thread.name:  # what Ray calls the function that copies
             thread.join(30)
+
+
+def let_ray_end(experiment: Path) -> None:
+    """As `wait_for_copies`; the last copy may have been cut, too."""
+    wait_for_copies()
     repair_experiment(str(experiment))
 
 

@@ -275,7 +275,7 @@ def test_a_state_that_cannot_be_read_or_put_back_is_not_begun_again(
             StateCopy().step(again(saved))
     saved.cut(0)
     with monkeypatch.context() as patched:
-        patched.setattr(_state_copy, "_replace", fails)
+        patched.setattr(_state_copy, "replace_file", fails)
         with pytest.raises(StateError, match=r"is cut off.*Input/output error"):
             StateCopy().step(again(saved, "2026-01-03_00-00-00", "third"))
     assert repair_experiment(saved.stored)

@@ -7,6 +7,7 @@ JSON file in the experiment's directory, rewritten at once whenever such a trial
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
@@ -23,7 +24,15 @@ from tune_ext._json import loads
 from tune_ext._sealed import seal, unseal
 from tune_ext.raytune._base import RESERVED_KEY
 
-__all__ = ["FinishedTrials", "JsonFile", "beside", "checkpoint_of", "finish", "identity"]
+__all__ = [
+    "FinishedTrials",
+    "JsonFile",
+    "beside",
+    "checkpoint_of",
+    "finish",
+    "identity",
+    "replace_file",
+]
 
 _VERSION = 1
 
@@ -57,15 +66,30 @@ class JsonFile:
 
     def write(self, document: Any) -> None:
         """Replace the document so that a reader, or a kill, finds the old one or the new one."""
-        temporary, text = f"{self.path}.tmp", json.dumps(document)
+        text = json.dumps(document)
         text = (seal(text) if self._sealed else text) + "\n"
         try:
             self._filesystem.create_dir(self.path.rpartition("/")[0])
-            with self._filesystem.open_output_stream(temporary) as stream:
-                stream.write(text.encode())
-            self._filesystem.move(temporary, self.path)
+            replace_file(self._filesystem, self.path, text.encode())
         except OSError as error:
             logger.warning("Cannot write %s: %r", self.path, error)
+
+
+def replace_file(filesystem: Any, path: str, data: bytes) -> None:
+    """Write a file so that a reader, or a kill, finds the old one or the new one.
+
+    Raises:
+        OSError: It cannot be written; the old one is there, and nothing else.
+    """
+    temporary = f"{path}.tmp"
+    try:
+        with filesystem.open_output_stream(temporary) as stream:
+            stream.write(data)
+        filesystem.move(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(temporary)
+        raise
 
 
 def beside(storage: Any, name: str) -> JsonFile:

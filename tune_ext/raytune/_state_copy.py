@@ -14,7 +14,6 @@ such a start from a new experiment of the same name.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
@@ -29,8 +28,9 @@ from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem
 
-from tune_ext._sealed import is_sealed, unseal
+from tune_ext._sealed import unseal
 from tune_ext.errors import InvalidTypeError, StateError
+from tune_ext.raytune._records import replace_file
 
 __all__ = ["FILE_NAME", "StateCopy", "is_whole", "repair_experiment"]
 
@@ -60,9 +60,7 @@ def is_whole(name: str, data: bytes) -> bool:
     """
     try:
         if name.endswith(".json") and data[:1] in b"{":
-            text = data.decode("utf-8")
-            found = json.loads(unseal(text) if is_sealed(text) else text)
-            return bool(found.get("trial_data", True))
+            return bool(_document(data).get("trial_data", True))
         for _ in pickletools.genops(data):
             pass
     except MemoryError:
@@ -215,7 +213,7 @@ def _check(controller: Any, storage: Any) -> None:
     if not (cut or begun):  # another experiment of that name, as Ray allows
         return
     kept = filesystem.get_file_info(f"{path}/{FILE_NAME}").is_file
-    if not (kept or begun) and _has_no_trials(newest, data):  # it ended before there were any
+    if not (kept or begun) and _has_no_trials(data):  # it ended before there were any
         return
     trouble = ""
     try:
@@ -243,9 +241,17 @@ def _check(controller: Any, storage: Any) -> None:
     )
 
 
-def _has_no_trials(name: str, data: bytes) -> bool:
+def _document(data: bytes) -> Any:
+    """What a file of JSON says, of Ray's or of ours; an error if it is cut off."""
+    return json.loads(unseal(data.decode("utf-8")))
+
+
+def _has_no_trials(data: bytes) -> bool:
     """Whether a state is whole, but of no trial."""
-    return not is_whole(name, data) and is_whole(name, data.replace(b'"trial_data"', b'"none"', 1))
+    try:
+        return not _document(data)["trial_data"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _unstage(staged: Path, session: str) -> None:
@@ -265,7 +271,7 @@ def _repair(filesystem: FileSystem, path: str) -> list[str]:
     kept = _kept(filesystem, path)
     session = max(_session(name) for name in kept)
     for name, data in kept.items():
-        _replace(filesystem, f"{path}/{name}", data)
+        replace_file(filesystem, f"{path}/{name}", data)
     for name in there:
         if _session(name) > session:
             filesystem.move(f"{path}/{name}", f"{path}/{name}{_ASIDE}")
@@ -280,19 +286,6 @@ def _names(filesystem: FileSystem, path: str) -> list[str]:
 def _read(filesystem: FileSystem, path: str) -> bytes:
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.readall())
-
-
-def _replace(filesystem: FileSystem, path: str, data: bytes) -> None:
-    """Write a file so that a reader, or a kill, finds the old one or the new one."""
-    temporary = f"{path}.tmp"
-    try:
-        with filesystem.open_output_stream(temporary) as stream:
-            stream.write(data)
-        filesystem.move(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            filesystem.delete_file(temporary)
-        raise
 
 
 def _write(path: Path, files: Iterable[Path]) -> None:
