@@ -7,21 +7,20 @@ the experiment is resumed: until it goes on, at most twice for a file.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from ray import tune
-from ray.tune import Callback
 
 from experiments.chaos.cases_processes import _start
 from experiments.chaos.outcome import Ended, Outcome, case
-from experiments.chaos.real import OURS, RAYS, System, accounts, expected, train
+from experiments.chaos.real import OURS, RAYS, System, accounts, expected, noted, train
+from tests.raytune.test_restore import Ends, wait_for_copies
 from tune_ext import repair_experiment
 from tune_ext.errors import StateError
 from tune_ext.raytune import _state_copy
@@ -34,47 +33,26 @@ FILES = {
 """What Ray keeps of searches in searchers, and of a grid."""
 
 
-class Ends(Callback):  # type: ignore[misc]
-    """Ends the driver's loop after so many results."""
-
-    def __init__(self, after: int) -> None:
-        self._left = after
-
-    def on_trial_result(self, *args: Any, **info: Any) -> None:
-        """Count it."""
-        self._left -= 1
-        if self._left == 0:
-            raise InterruptedError("the driver ends here")
-
-
 def run(system: System, home: Path, *, resume: bool, after: int = -1) -> tuple[Any, str]:
     """The options and trials of a run, and how it ended if not by itself."""
     given = system.options()
     given["config"] = {**given["config"], "home": str(home), "plan": [], "seconds": 0.02}
-    where = {"storage_path": str(home), "name": "experiment", "callbacks": [Ends(after)]}
+    where = {"storage_path": str(home), "name": "experiment", "callbacks": [Ends(home, after)]}
     limits: dict[str, Any] = {"raise_on_failed_trial": False, "verbose": 0, "reuse_actors": True}
     try:
         trials = tune.run(train, **{**given, **limits, **where, "resume": resume}).trials
     except Exception as crash:  # whatever a system under test raises is its result
         return (given, []), f"{type(crash).__name__}: {crash}"
     finally:
-        for thread in threading.enumerate():
-            if "(entrypoint)" in thread.name:  # Ray's copy of its state
-                thread.join(30)
+        wait_for_copies()
     return (given, trials), ""
-
-
-def lines(home: Path) -> list[Any]:
-    """What the trials have noted."""
-    notes = home / "notes.jsonl"
-    return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
 
 def from_the_start(home: Path, before: int) -> int:
     """Trials that were begun again although several of their epochs had been reported."""
-    noted = lines(home)
-    known = {name for name, epoch, what in noted[:before] if what == "reported" and epoch >= 3}
-    return len({name for name, epoch, what in noted[before:] if epoch == 1} & known)
+    lines = noted(home)
+    known = {name for name, epoch, what in lines[:before] if what == "reported" and epoch >= 3}
+    return len({name for name, epoch, what in lines[before:] if epoch == 1} & known)
 
 
 def cut_and_resume(system: System, home: Path, pattern: str, after: int, share: float) -> Outcome:
@@ -84,7 +62,7 @@ def cut_and_resume(system: System, home: Path, pattern: str, after: int, share: 
     run(system, home, resume=False, after=after)
     with contextlib.suppress(StateError):  # nothing is kept of Ray's own
         repair_experiment(experiment)
-    before = len(lines(home))
+    before = len(noted(home))
     path = max(experiment.glob(pattern))
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
@@ -110,18 +88,6 @@ def cut_and_resume(system: System, home: Path, pattern: str, after: int, share: 
         time.monotonic() - began,
         f"{pattern}: {how}{', and it began again' if again else ''}",
     )
-
-
-@contextlib.contextmanager
-def environment(**entries: str) -> Iterator[None]:
-    """Set for a while."""
-    before: Mapping[str, str] = dict(os.environ)
-    os.environ |= entries
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= before
 
 
 def _cases(directory: Path, seed: int, systems: Any, times: int) -> Iterator[Outcome]:
@@ -155,6 +121,7 @@ def _cases(directory: Path, seed: int, systems: Any, times: int) -> Iterator[Out
 @case("state cut", "Ray's copy of its state is cut off: each file at seeded places", seconds=1800)
 def state_cut(directory: Path, seed: int) -> Iterator[Outcome]:
     """Ours and Ray's, three times for every kind of file."""
-    _state_copy._SHARE = 0.0  # as often as Ray saves, which is a hundred times as often as ever
-    with environment(TUNE_GLOBAL_CHECKPOINT_S="0.1"):
+    # As often as Ray saves, which is a hundred times as often as ever.
+    often = mock.patch.object(_state_copy, "_SHARE", 0.0)
+    with often, mock.patch.dict(os.environ, TUNE_GLOBAL_CHECKPOINT_S="0.1"):
         yield from _cases(directory, seed, (*OURS, *RAYS), 3)

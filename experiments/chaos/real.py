@@ -243,13 +243,18 @@ def drive(
     )
 
 
+def noted(home: Path) -> list[Any]:
+    """What trials have noted: (name, epoch, what) each."""
+    notes = home / "notes.jsonl"
+    return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+
+
 def accounts(home: Path, trials: Sequence[Any], deaths: int) -> tuple[int, int]:
     """Trials whose last report is not known, and trials that trained an epoch for nothing.
 
     An epoch may be trained again once for every fault that hit it, or any of `deaths`.
     """
-    notes = home / "notes.jsonl"
-    lines = [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
+    lines = noted(home)
     reported: dict[str, int] = {}
     begun, allowed = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     for name, epoch, what in lines:
